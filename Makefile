@@ -1,0 +1,34 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help compare test lint format
+
+help:
+	@echo "make compare [ARGS='--list']   compare posteriors on real data, in a table and figures"
+	@echo "make test                      lint, types, tests and doctests"
+	@echo "make lint                      lint and types only"
+	@echo "make format                    sort the imports and format the code"
+
+compare: $(STAMP)
+	$(BIN)/python tutorials/compare_posteriors.py $(ARGS)
+
+test: export OMP_NUM_THREADS ?= 1
+test: lint
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,103 @@
+"""What can be wrong with a (model, guide) pair, in words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+
+from pyro_ext.structure import plate_frames, sample_sites
+
+__all__ = ["Pair", "check_pair", "explain_failure"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model, its guide, and the arguments that both are called with."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
+    """Raise if model and guide do not sample the same latents over the same plates.
+
+    Args:
+        model_trace: Trace of the model, replayed against the guide.
+        guide_trace: Trace of the guide.
+
+    Raises:
+        ValueError: If a latent is missing on one side, or a plate has two sizes.
+    """
+    guide_sites = dict(sample_sites(guide_trace))
+    model_sites = dict(sample_sites(model_trace))
+    for name, site in model_sites.items():
+        if site["is_observed"]:
+            continue
+        other = guide_sites.get(name)
+        if other is None:
+            raise ValueError(
+                f"site '{name}' is latent in the model, but the guide does not sample it (it "
+                f"samples {_names(guide_sites)}). Add pyro.sample('{name}', ...) to the guide, "
+                "or pass the data with obs= in the model."
+            )
+        _check_sizes(name, site, other)
+    for name, site in guide_sites.items():
+        if name not in model_sites and not site["infer"].get("is_auxiliary"):
+            raise ValueError(
+                f"site '{name}' is sampled by the guide, but the model has no such latent (it has "
+                f"{_names({n: s for n, s in model_sites.items() if not s['is_observed']})}). "
+                f"Rename it, or mark it with infer={'is_auxiliary': True}."
+            )
+
+
+def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
+    """Raise a plainer error if the plates explain why a pair failed; else add a note on particles.
+
+    Args:
+        error: What was raised when model and guide were run.
+        pair: The pair.
+        particles: Number of particles that it ran with.
+
+    Raises:
+        ValueError: If a plate has another size in the guide than in the model.
+    """
+    try:
+        with torch.no_grad(), poutine.block():
+            guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+            model_trace = poutine.trace(pair.model).get_trace(*pair.args, **pair.kwargs)
+    except Exception:
+        return
+    guide_sites = dict(sample_sites(guide_trace))
+    for name, site in sample_sites(model_trace):
+        if name in guide_sites and not site["is_observed"]:
+            try:
+                _check_sizes(name, site, guide_sites[name])
+            except ValueError as plain:
+                raise plain from error
+    if particles > 1 and isinstance(error, RuntimeError):
+        error.add_note(
+            f"The model ran with {particles} particles in a batch dim to the left of its plates. "
+            "If it runs with num_particles=1, a line of it counts dims from the left: write "
+            "x.flatten(-2) for x.view(n, -1), dim=-1 for dim=1."
+        )
+
+
+def _check_sizes(name: str, model_site: Any, guide_site: Any) -> None:
+    sizes = {frame.name: frame.size for frame in plate_frames(guide_site)}
+    for frame in plate_frames(model_site):
+        size = sizes.get(frame.name, frame.size)
+        if size != frame.size:
+            raise ValueError(
+                f"site '{name}': plate '{frame.name}' has {frame.size} elements in the model, "
+                f"but the guide was built for {size}. Build a new guide for data of this size, "
+                "or use a guide that follows it, px.AutoAmortized(model, encoder)."
+            )
+
+
+def _names(sites: dict[str, Any]) -> list[str]:
+    return [name for name, site in sites.items() if not site["infer"].get("is_auxiliary")]

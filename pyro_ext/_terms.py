@@ -1,0 +1,234 @@
+"""From the sites of two traces to log weights per element of each set of independent plates."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
+from torch import Tensor
+
+from pyro_ext.structure import Structure, plate_frames, sample_sites
+
+__all__ = ["Particles", "PathScale", "Term", "make_terms", "site_log_prob"]
+
+
+@dataclass(frozen=True)
+class Particles:
+    """How many particles there are, inside the log and outside it."""
+
+    inner: int
+    outer: int
+
+    def dims(self, nesting: int) -> tuple[int | None, int | None]:
+        """Return the batch dims of the outer and inner particle plates (None: no plate)."""
+        inner = -nesting - 1 if self.inner > 1 else None
+        outer = -nesting - 1 - (self.inner > 1) if self.outer > 1 else None
+        return outer, inner
+
+
+class PathScale:
+    """A factor on the gradient through latents that is known only after the forward pass."""
+
+    def __init__(self) -> None:
+        self.weight: Tensor | None = None
+
+    def __call__(self, value: Tensor, event_dim: int) -> Tensor:
+        """Return ``value`` with its gradient scaled."""
+        scaled: Tensor = _ScaleGradient.apply(value, self, event_dim)
+        return scaled
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, path: PathScale, event_dim: int) -> Tensor:
+        ctx.path, ctx.event_dim = path, event_dim
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        weight = ctx.path.weight
+        return grads[0] * weight.reshape(weight.shape + (1,) * ctx.event_dim), None, None
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where a term's dims lie among the batch dims of a trace: (outer, inner, *plates)."""
+
+    particles: Particles
+    nesting: int
+    kept: tuple[int, ...]
+
+    def collect(self, log_prob: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Sum out the plates that the term does not keep; return (outer, inner, *batch)."""
+        nesting, particles = self.nesting, self.particles
+        total = nesting + (particles.inner > 1) + (particles.outer > 1)
+        shape = (1,) * (total - log_prob.dim()) + tuple(log_prob.shape)
+        outer = shape[0] if particles.outer > 1 else 1
+        inner = shape[total - nesting - 1] if particles.inner > 1 else 1
+        plates = tuple(map(max, shape[total - nesting :], sizes))
+        log_prob = log_prob.reshape((outer, inner, *shape[total - nesting :]))
+        log_prob = log_prob.expand(outer, inner, *plates)
+        dropped = [2 + axis for axis in range(nesting) if axis not in self.kept]
+        return log_prob.sum(dropped) if dropped else log_prob
+
+    def restore(self, weight: Tensor) -> Tensor:
+        """Return a term's tensor (inner, *batch) with the batch dims of the trace."""
+        if self.particles.outer == 1:
+            weight = weight.unsqueeze(1)
+        weight = weight.movedim(0, 1)
+        shape = [1] * self.nesting
+        for axis, size in zip(self.kept, weight.shape[2:], strict=True):
+            shape[axis] = size
+        lead = [self.particles.outer] * (self.particles.outer > 1)
+        lead += [self.particles.inner] * (self.particles.inner > 1)
+        return weight.reshape((*lead, *shape))
+
+
+@dataclass(frozen=True)
+class Term:
+    """Log importance weights of the elements of one set of independent plates.
+
+    Args:
+        log_p: log p(x, z), masked and unscaled, shape ``(particles, *batch)``.
+        log_q: log q(z), the same shape.
+        plates: The plates that ``batch`` runs over, left to right; empty for one joint weight.
+        scale: Factor outside the bound: subsampling N/B, ``poutine.scale``, 1 / ``num_outer``.
+        subsampled: A subsampled plate whose scale had to stay inside the weight, or None. A
+            K-sample bound of such a weight is no bound.
+    """
+
+    log_p: Float[Tensor, " particles *batch"]
+    log_q: Float[Tensor, " particles *batch"]
+    plates: tuple[str, ...]
+    scale: float
+    subsampled: str | None
+    _path: PathScale = field(repr=False)
+    _layout: _Layout = field(repr=False)
+
+    @property
+    def log_w(self) -> Float[Tensor, " particles *batch"]:
+        """Log p(x, z) - log q(z)."""
+        return self.log_p - self.log_q
+
+    def scale_path(self, weights: Float[Tensor, " particles *batch"]) -> None:
+        """Set the factor on the gradients through this term's latents."""
+        self._path.weight = self._layout.restore(weights.detach())
+
+
+def site_log_prob(site: Any) -> Tensor:
+    """Return log p of a site, masked, not scaled."""
+    try:
+        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except ValueError as error:
+        raise ValueError(f"site '{site['name']}': {error}") from error
+    masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
+    return masked
+
+
+def make_terms(
+    model_trace: Trace,
+    guide_trace: Trace,
+    structure: Structure,
+    particles: Particles,
+    paths: Sequence[PathScale],
+) -> tuple[Term, ...]:
+    """Return the terms of a pair of traces, the global one first.
+
+    Args:
+        model_trace: Trace of the model.
+        guide_trace: Trace of the guide, scored.
+        structure: The pair's independent plates.
+        particles: The particle plates that the traces ran in.
+        paths: Gradient scales, of the global term and of each entry of ``structure.local``.
+    """
+    homes: dict[int | None, tuple[list[Any], list[Any]]] = {}
+    for side, trace in enumerate((model_trace, guide_trace)):
+        for _, site in sample_sites(trace):
+            if side == 0 or not site["is_observed"] or site["infer"].get("is_auxiliary"):
+                homes.setdefault(structure.home(site), ([], []))[side].append(site)
+    terms = []
+    for home in (None, *range(len(structure.local))):
+        if home in homes:
+            path = paths[0 if home is None else home + 1]
+            terms.append(_term(*homes[home], home, structure, particles, path))
+    return tuple(terms)
+
+
+def _term(
+    model_sites: list[Any],
+    guide_sites: list[Any],
+    home: int | None,
+    structure: Structure,
+    particles: Particles,
+    path: PathScale,
+) -> Term:
+    plates = () if home is None else structure.local[home]
+    names = tuple(name for name, _ in plates)
+    layout = _Layout(
+        particles, structure.nesting, tuple(structure.nesting + dim for _, dim in plates)
+    )
+    outside, factors, subsampled = _scales([*model_sites, *guide_sites], names)
+    count = len(model_sites)
+    log_p = _total(model_sites, factors[:count], layout)
+    log_q = _total(guide_sites, factors[count:], layout)
+    log_p, log_q = torch.broadcast_tensors(
+        *(part if part is not None else torch.zeros(()) for part in (log_p, log_q))
+    )
+    inner = particles.inner if home is not None or not structure.local else 1
+    if log_p.shape[1] > inner:
+        raise RuntimeError(
+            f"log_weights: the sites {[site['name'] for site in model_sites]} lie outside the "
+            "data plates but change with the particles inside them. Move them into the plate, "
+            "or pass joint=True."
+        )
+    sizes = (particles.outer, inner, *log_p.shape[2:])
+    log_p, log_q = (part.expand(sizes).movedim(1, 0) for part in (log_p, log_q))
+    if particles.outer == 1:
+        log_p, log_q = log_p.squeeze(1), log_q.squeeze(1)
+    return Term(log_p, log_q, names, outside / particles.outer, subsampled, path, layout)
+
+
+def _total(sites: list[Any], factors: list[Any], layout: _Layout) -> Tensor | None:
+    total: Tensor | None = None
+    for site, factor in zip(sites, factors, strict=True):
+        sizes = [1] * layout.nesting
+        for frame in plate_frames(site):
+            sizes[frame.dim] = frame.size
+        log_prob = site_log_prob(site)
+        if isinstance(factor, Tensor) or factor != 1:
+            log_prob = log_prob * factor
+        part = layout.collect(log_prob, sizes)
+        total = part if total is None else total + part
+    return total
+
+
+def _scales(sites: list[Any], plates: tuple[str, ...]) -> tuple[float, list[Any], str | None]:
+    """Split the sites' scales into one factor outside the log and what must stay inside.
+
+    The subsampling of the term's own plates goes outside, and so does a ``poutine.scale`` around
+    all of its sites. Any other scale (a subsampled plate within an element, a tempered likelihood)
+    stays.
+    """
+    outside, residuals, subsampled = 1.0, [], None
+    for site in sites:
+        own = 1.0
+        for frame in plate_frames(site):
+            ratio = (frame.full_size or frame.size) / frame.size
+            if frame.name in plates:
+                own *= ratio
+            elif ratio != 1:
+                subsampled = frame.name
+        outside, scale = own, site["scale"]
+        residual = scale / own
+        snap = not isinstance(residual, Tensor) and math.isclose(residual, 1, rel_tol=1e-12)
+        residuals.append(1.0 if snap else residual)
+    shared = residuals[0]
+    if not isinstance(shared, Tensor) and all(
+        not isinstance(r, Tensor) and math.isclose(r, shared, rel_tol=1e-12) for r in residuals
+    ):
+        return outside * shared, [1.0] * len(sites), subsampled
+    return outside, residuals, subsampled

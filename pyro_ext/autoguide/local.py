@@ -1,0 +1,118 @@
+"""What the guides with one π per datapoint share: the data plate, and globals with a shared π."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_ext.autoguide.guide import Group, PackedGuide
+from pyro_ext.autoguide.packing import Frame, Latent, Packing
+from pyro_ext.autoguide.plates import Batch, find_batch
+from pyro_ext.families import Diagonal, Family
+
+__all__ = ["LocalGuide"]
+
+
+class LocalGuide(PackedGuide):
+    """Base of ``AutoPerDatapoint`` and ``AutoAmortized``."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        family: Family | None,
+        plate: str | None,
+        global_family: Family | None,
+        init_loc_fn: Callable[[Any], Tensor],
+        init_scale: float,
+        create_plates: Callable[..., Any] | None,
+    ) -> None:
+        super().__init__(
+            model, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
+        )
+        self.family = Diagonal() if family is None else family
+        self.global_family = Diagonal() if global_family is None else global_family
+        self.plate = plate
+        self._subsampled: dict[str, tuple[int, int]] = {}
+
+    def _latent(self, name: str, site: Any) -> Latent:
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.size < frame.full_size:
+                self._subsampled[frame.name] = (frame.size, frame.full_size)
+        return super()._latent(name, site)
+
+    def _group(self, latents: tuple[Latent, ...]) -> tuple[Group, ...]:
+        frame = self._data_plate(latents)
+        self.plate = frame.name
+        for site in latents:
+            for other in site.frames:
+                if other.name != frame.name and other.name in self._subsampled:
+                    size, full = self._subsampled[other.name]
+                    raise ValueError(
+                        f"{type(self).__name__}: expected only the data plate '{frame.name}' to "
+                        f"be subsampled; site '{site.name}' is also in plate '{other.name}', "
+                        f"which shows {size} of {full} elements. Give that plate its full size."
+                    )
+        local = tuple(site for site in latents if frame in site.frames)
+        shared = tuple(site for site in latents if frame not in site.frames)
+        groups = [Group("local", self.family, Packing(local, frame))]
+        if shared:
+            groups.insert(0, Group("global", self.global_family, Packing(shared, None)))
+        return tuple(groups)
+
+    def _data_plate(self, latents: tuple[Latent, ...]) -> Frame:
+        """Return the plate that is named, or the only one, or the only subsampled one."""
+        frames = {frame.name: frame for site in latents for frame in site.frames}
+        owner = type(self).__name__
+        if self.plate is not None:
+            if self.plate in frames:
+                return frames[self.plate]
+            raise ValueError(
+                f"{owner}: expected a plate named '{self.plate}' around a latent site; the plates "
+                f"around latents are {sorted(frames)}. Write: plate=... with one of them."
+            )
+        if not frames:
+            names = [site.name for site in latents]
+            raise ValueError(
+                f"{owner}: expected latents inside a data plate; the sites {names} are in none. "
+                "Write: px.AutoJoint(model, family=...)."
+            )
+        if len(frames) == 1:
+            return next(iter(frames.values()))
+        subsampled = [name for name in frames if name in self._subsampled]
+        if len(subsampled) == 1:
+            return frames[subsampled[0]]
+        raise ValueError(
+            f"{owner}: expected one data plate; the latents are in the plates {sorted(frames)}. "
+            f"Write: {owner}(model, ..., plate='{sorted(frames)[0]}')."
+        )
+
+    def _create_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
+        if group.name == "global":
+            self.global_params = nn.Parameter(initial[0])
+        else:
+            self._create_local_source(group, initial, batch)
+
+    @abstractmethod
+    def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
+        """Create what the local π come from."""
+
+    def _batch(self, args: Any, kwargs: Any, *, draw: bool) -> Batch | None:
+        frame = self._data_frame
+        if self.create_plates is not None or self.master is not None:
+            plate = self._create_plates(*args, **kwargs)[frame.name]
+            whole = plate.subsample_size >= plate.size
+            rows = None if whole else plate.indices
+            return Batch(plate.subsample_size, plate.size, rows, full_data=None, plate=plate)
+        values = self._prototype_values
+        return find_batch(
+            self.model, frame, values, args, kwargs, draw=draw, owner=type(self).__name__
+        )
+
+    @property
+    def _data_frame(self) -> Frame:
+        frame = self.groups[-1].packing.plate
+        if frame is None:
+            raise RuntimeError(f"{type(self).__name__}: expected a group of local latents.")
+        return frame

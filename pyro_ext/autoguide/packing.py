@@ -1,0 +1,157 @@
+"""Several latent sites in one unconstrained vector, and back."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.utils import _sum_rightmost
+
+__all__ = ["Frame", "Latent", "Packing"]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A vectorized plate: its name, its dim (negative, counted from the right) and its size."""
+
+    name: str
+    dim: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A latent site of the model.
+
+    Args:
+        name: Name of the site.
+        support: Constraint on its values.
+        event_shape: Shape of one value.
+        frames: Plates that it is in, the data plate included, by rising dim.
+    """
+
+    name: str
+    support: constraints.Constraint
+    event_shape: Size
+    frames: tuple[Frame, ...]
+
+    @property
+    def nesting(self) -> int:
+        """Number of batch dims of the site."""
+        return max((-frame.dim for frame in self.frames), default=0)
+
+    @property
+    def transform(self) -> Transform:
+        """Bijection from unconstrained values to the support."""
+        return biject_to(self.support)
+
+
+class Packing:
+    """The layout of one group of sites: (batch, D) ↔ a dict of constrained values.
+
+    Sites in a data plate get one vector per element of the plate. All their other plates are part
+    of the vector.
+
+    Args:
+        sites: Sites of the group, in the order of the model.
+        plate: The data plate, or None if the group has one vector for all.
+    """
+
+    def __init__(self, sites: tuple[Latent, ...], plate: Frame | None) -> None:
+        self.sites, self.plate = sites, plate
+        self.nesting = max(site.nesting for site in sites)
+        self.sizes = tuple(self._size(site) for site in sites)
+        self.dim = sum(self.sizes)
+
+    def unpack(self, z: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return value and log |det dvalue/dz| of each site.
+
+        Args:
+            z: Unconstrained vectors, shape ``(*batch, dim)``.
+        """
+        return {
+            site.name: self._unpack_site(site, part)
+            for site, part in zip(self.sites, z.split(self.sizes, dim=-1), strict=True)
+        }
+
+    def pack(self, values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return z and the sum of log |det dvalue/dz|, the inverse of ``unpack``.
+
+        Args:
+            values: Constrained values, each of shape ``(*sample, *batch dims of the site,
+                *event)``.
+
+        Returns:
+            z, shape ``(*sample, *batch, dim)``, and the log determinant, shape ``(*sample,
+            *batch)``, where batch has ``nesting`` dims, of size 1 except for the data plate.
+        """
+        parts, log_dets = zip(
+            *(self._pack_site(site, values[site.name]) for site in self.sites), strict=True
+        )
+        return torch.cat(parts, dim=-1), torch.stack(log_dets).sum(0)
+
+    def align(self, values: dict[str, Tensor], leading: int) -> dict[str, Tensor]:
+        """Drop the batch dims that a site does not have, after ``leading`` sample dims.
+
+        Args:
+            values: Values with ``nesting`` batch dims each.
+            leading: Number of sample dims.
+        """
+        out = {}
+        for site in self.sites:
+            value = values[site.name]
+            kept = value.shape[:leading] + value.shape[leading + self.nesting - site.nesting :]
+            out[site.name] = value.reshape(kept)
+        return out
+
+    def _inner(self, site: Latent) -> tuple[Frame, ...]:
+        return tuple(f for f in site.frames if self.plate is None or f.name != self.plate.name)
+
+    def _unconstrained_shape(self, site: Latent) -> Size:
+        return Size(site.transform.inverse_shape(site.event_shape))
+
+    def _size(self, site: Latent) -> int:
+        inner = math.prod(frame.size for frame in self._inner(site))
+        return inner * math.prod(self._unconstrained_shape(site))
+
+    def _unpack_site(self, site: Latent, part: Tensor) -> tuple[Tensor, Tensor]:
+        inner, event = self._inner(site), self._unconstrained_shape(site)
+        batch = (1,) * (site.nesting - part.dim() + 1) + part.shape[:-1]
+        part = part.reshape((*batch, *(frame.size for frame in inner), *event))
+        # Each inner axis goes beside the batch dim of size 1 whose place it takes.
+        order, shape = [], list(batch)
+        axis_of = {len(batch) + frame.dim: axis for axis, frame in enumerate(inner)}
+        for position in range(len(batch)):
+            order.append(position)
+            if position in axis_of:
+                order.append(len(batch) + axis_of[position])
+                shape[position] = inner[axis_of[position]].size
+        order += range(len(batch) + len(inner), part.dim())
+        unconstrained = part.permute(order).reshape((*shape, *event))
+        return self._constrain(site, unconstrained)
+
+    def _pack_site(self, site: Latent, value: Tensor) -> tuple[Tensor, Tensor]:
+        inner = self._inner(site)
+        event_dim = len(site.event_shape)
+        sample = value.shape[: value.dim() - site.nesting - event_dim]
+        batch = (1,) * (self.nesting - site.nesting) + value.shape[
+            len(sample) : value.dim() - event_dim
+        ]
+        unconstrained = site.transform.inv(value.reshape((*sample, *batch, *site.event_shape)))
+        _, log_det = self._constrain(site, unconstrained)
+        first = len(sample) + self.nesting
+        axes = [first + frame.dim for frame in inner]
+        event = self._unconstrained_shape(site)
+        order = [*(i for i in range(first) if i not in axes), *axes]
+        order += range(first, first + len(event))
+        shape = [1 if i in axes else n for i, n in enumerate(unconstrained.shape[:first])]
+        part = unconstrained.permute(order).reshape((*shape, -1))
+        return part, log_det.sum(axes, keepdim=True) if axes else log_det
+
+    def _constrain(self, site: Latent, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
+        transform = site.transform
+        value = transform(unconstrained)
+        log_det = transform.log_abs_det_jacobian(unconstrained, value)
+        batch_dim = unconstrained.dim() - len(self._unconstrained_shape(site))
+        return value, _sum_rightmost(log_det, log_det.dim() - batch_dim)

@@ -1,0 +1,89 @@
+"""One free π per datapoint: classical mean field, in every family."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.infer.autoguide import init_to_median
+from torch import Tensor, nn
+
+from pyro_ext.autoguide.guide import Group
+from pyro_ext.autoguide.local import LocalGuide
+from pyro_ext.autoguide.plates import Batch
+from pyro_ext.families import Family
+
+__all__ = ["AutoPerDatapoint"]
+
+
+class AutoPerDatapoint(LocalGuide):
+    r"""Guide with one free π_i for each element of the data plate.
+
+    .. math:: q(\theta, z) = q(\theta; \pi_0) \prod_i q(z_i; \pi_i)
+
+    Latents outside the data plate are global and share π_0. A mini-batch reads and updates the
+    rows of its own datapoints.
+
+    Args:
+        model: A Pyro model with latents inside a data plate.
+        family: Family of the latents of one datapoint.
+        plate: Name of the data plate; by default the only one that holds latents, or the only
+            subsampled one.
+        global_family: Family of the global latents.
+        init_loc_fn: Where to start: a per-site initializer of ``pyro.infer.autoguide``.
+        init_scale: Standard deviation to start from, in unconstrained units.
+        create_plates: Function of the model's arguments that returns the plates to use.
+
+    Raises:
+        ValueError: If the data plate is ambiguous or absent, or if the guide is called with
+            another number of datapoints than it was built for.
+
+    Example:
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> guide = AutoPerDatapoint(model)
+        >>> guide.setup(torch.zeros(3))
+        >>> guide.local_params.shape
+        torch.Size([3, 2])
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        family: Family | None = None,
+        plate: str | None = None,
+        global_family: Family | None = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            family=family,
+            plate=plate,
+            global_family=global_family,
+            init_loc_fn=init_loc_fn,
+            init_scale=init_scale,
+            create_plates=create_plates,
+        )
+
+    def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
+        full = len(initial) if batch is None else batch.full_size
+        if len(initial) < full:
+            initial = initial.mean(0, keepdim=True).expand(full, -1)
+        self.local_params = nn.Parameter(initial.clone())
+
+    def _params(self, group: Group, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
+        if group.name == "global" or batch is None:
+            shared: Tensor = self.global_params
+            return shared
+        table: Tensor = self.local_params
+        if batch.full_size != len(table):
+            raise ValueError(
+                f"AutoPerDatapoint: expected plate '{self.plate}' to have the {len(table)} "
+                f"datapoints that this guide holds parameters for; got {batch.full_size}. For "
+                f"mini-batches write pyro.plate('{self.plate}', {len(table)}, subsample=rows) in "
+                "the model; for other data build a new guide, or use px.AutoAmortized."
+            )
+        return table if batch.rows is None else table.index_select(0, batch.rows.to(table.device))

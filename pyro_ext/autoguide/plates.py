@@ -1,0 +1,108 @@
+"""What the model says about its data plate in this very call."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_ext.autoguide.packing import Frame
+from pyro_ext.minibatch import current_minibatch
+
+__all__ = ["Batch", "find_batch"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of the data plate that this call is about.
+
+    Args:
+        size: Number B of elements of the plate in this call.
+        full_size: Number N of elements of the whole plate.
+        rows: Which of the N they are, shape ``(B,)``, or None if they are all of them in order.
+        full_data: Whether the model's arguments hold all N rows and ``rows`` are to be cut from
+            them (None: not known).
+        plate: The guide's own plate over these rows.
+    """
+
+    size: int
+    full_size: int
+    rows: Tensor | None
+    full_data: bool | None
+    plate: pyro.plate
+
+
+class _PlateFound(BaseException):
+    """Ends the model's run; not an Exception, so that no ``except`` in a model can catch it."""
+
+    def __init__(self, fn: Any, subsample: Tensor | None) -> None:
+        self.fn, self.subsample = fn, subsample
+
+
+class _FindPlate(Messenger):
+    """Runs a model up to the named plate, with prototype values for the latents on the way."""
+
+    def __init__(self, name: str, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.name, self.values = name, values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            if msg["name"] == self.name:
+                raise _PlateFound(msg["fn"], msg["value"])
+        elif not msg["is_observed"] and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+def find_batch(
+    model: Callable[..., Any],
+    frame: Frame,
+    values: dict[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    draw: bool,
+    owner: str,
+) -> Batch:
+    """Run the model up to its data plate and make the guide's plate over the same rows.
+
+    Args:
+        model: The model.
+        frame: The data plate, as it was when the guide was set up.
+        values: Prototype values of latents, so that none is drawn on the way.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+        draw: Whether a random subsample is drawn; otherwise all rows are meant.
+        owner: Class name of the guide, for messages.
+
+    Raises:
+        RuntimeError: If the model does not enter the plate.
+    """
+    try:
+        with poutine.block(), _FindPlate(frame.name, values):
+            model(*args, **kwargs)
+    except _PlateFound as found:
+        fn, explicit = found.fn, found.subsample
+    else:
+        raise RuntimeError(
+            f"{owner}: expected the model to enter plate '{frame.name}' as it did when the guide "
+            f"was set up; it did not. Build a new guide for this structure: {owner}(model, ...)."
+        )
+    size = fn.size
+    active = current_minibatch(frame.name)
+    if active is not None:
+        plate = pyro.plate(frame.name, size, dim=frame.dim, device=fn.device)
+        return Batch(size, active.size, active.indices, full_data=False, plate=plate)
+    if explicit is not None:
+        given = torch.as_tensor(explicit, device=fn.device)
+        plate = pyro.plate(frame.name, size, subsample=given, dim=frame.dim)
+        return Batch(len(given), size, given, full_data=None, plate=plate)
+    number = fn.subsample_size if draw and fn.subsample_size is not None else size
+    plate = pyro.plate(frame.name, size, subsample_size=number, dim=frame.dim, device=fn.device)
+    drawn = plate.indices if number < size else None
+    return Batch(number, size, drawn, full_data=drawn is not None, plate=plate)

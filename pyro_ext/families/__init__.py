@@ -1,0 +1,7 @@
+"""Families q(z; π): each turns an unconstrained vector π into a distribution over R^D."""
+
+from pyro_ext.families.diagonal import Diagonal as Diagonal
+from pyro_ext.families.family import Family as Family
+from pyro_ext.families.full_covariance import FullCovariance as FullCovariance
+
+__all__ = ["Diagonal", "Family", "FullCovariance"]

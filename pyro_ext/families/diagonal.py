@@ -1,0 +1,72 @@
+"""Mean field: independent normals."""
+
+from dataclasses import dataclass
+
+import pyro.distributions as dist
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyro_ext.families.family import Family, inverse_positive, positive
+
+__all__ = ["Diagonal", "normal_quantile"]
+
+
+def normal_quantile(posterior: Distribution, prob: float) -> Tensor:
+    """Return the marginal quantiles of a normal distribution from its mean and variance."""
+    z = torch.special.ndtri(torch.as_tensor(prob, dtype=posterior.mean.dtype))
+    return posterior.mean + posterior.variance.sqrt() * z.to(posterior.mean.device)
+
+
+@dataclass(frozen=True)
+class Diagonal(Family):
+    r"""Independent normals, the classical mean-field family.
+
+    .. math::
+        q(z; \pi) = \prod_d \mathcal{N}(z_d \mid \mu_d, \sigma_d^2), \qquad
+        z = \mu + \sigma \odot \varepsilon
+
+    π holds the means and the scales before their softplus, so P = 2D.
+
+    Example:
+        >>> family = Diagonal()
+        >>> params = family.initial_params(torch.zeros(3), torch.full((3,), 0.5))
+        >>> q = family.distribution(params, 3)
+        >>> q.event_shape, q.variance
+        (torch.Size([3]), tensor([0.2500, 0.2500, 0.2500]))
+    """
+
+    def num_params(self, dim: int) -> int:
+        """Return 2D."""
+        return 2 * dim
+
+    def initial_params(
+        self, loc: Float[Tensor, " *batch dim"], scale: Float[Tensor, " *batch dim"]
+    ) -> Float[Tensor, " *batch params"]:
+        """Return the π of the normal with mean ``loc`` and standard deviations ``scale``.
+
+        Args:
+            loc: Mean, shape ``(*batch, dim)``.
+            scale: Standard deviations, shape ``(*batch, dim)``.
+        """
+        return torch.cat([loc, inverse_positive(scale.expand_as(loc))], dim=-1)
+
+    def distribution(self, params: Float[Tensor, " *batch params"], dim: int) -> Distribution:
+        """Return the normal with parameters π.
+
+        Args:
+            params: π, shape ``(*batch, 2 * dim)``.
+            dim: Dimension D of z.
+        """
+        loc, raw = params.split([dim, dim], dim=-1)
+        return dist.Normal(loc, positive(raw)).to_event(1)
+
+    def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
+        """Return the marginal quantile of each coordinate, exactly.
+
+        Args:
+            posterior: A distribution that this family made.
+            prob: Probability in (0, 1).
+        """
+        return normal_quantile(posterior, prob)

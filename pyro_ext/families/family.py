@@ -1,0 +1,63 @@
+"""What a family is: π ↦ q(z; π)."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.functional import softplus
+
+__all__ = ["Family", "inverse_positive", "positive"]
+
+
+def positive(raw: Tensor) -> Tensor:
+    """Softplus with a floor of one machine epsilon, so that a scale never underflows to zero."""
+    return softplus(raw) + torch.finfo(raw.dtype).eps
+
+
+def inverse_positive(value: Tensor) -> Tensor:
+    """Return the ``raw`` for which ``positive(raw) == value``."""
+    excess = value - torch.finfo(value.dtype).eps
+    return excess + torch.log(-torch.expm1(-excess))
+
+
+class Family(ABC):
+    r"""A set of distributions :math:`\{q(z; \pi)\}` over :math:`\mathbb{R}^D`.
+
+    A family holds no parameters: a guide stores π, or computes it from data, and asks the family
+    for the distribution. To add a family, write these four methods.
+    """
+
+    @abstractmethod
+    def num_params(self, dim: int) -> int:
+        """Return P, the size of π for latents of dimension ``dim``."""
+
+    @abstractmethod
+    def initial_params(
+        self, loc: Float[Tensor, " *batch dim"], scale: Float[Tensor, " *rest"]
+    ) -> Float[Tensor, " *batch params"]:
+        """Return a π whose distribution is centred at ``loc`` with standard deviations ``scale``.
+
+        Args:
+            loc: Centre, shape ``(*batch, dim)``.
+            scale: Standard deviations, shape ``(*batch, dim)``.
+        """
+
+    @abstractmethod
+    def distribution(self, params: Float[Tensor, " *batch params"], dim: int) -> Distribution:
+        """Return q(z; π), with batch shape ``batch`` and event shape ``(dim,)``.
+
+        Args:
+            params: π, shape ``(*batch, num_params(dim))``.
+            dim: Dimension D of z.
+        """
+
+    @abstractmethod
+    def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
+        """Return the marginal quantile of each coordinate of z.
+
+        Args:
+            posterior: A distribution that this family made.
+            prob: Probability in (0, 1).
+        """

@@ -1,0 +1,143 @@
+"""Which plates of a (model, guide) pair hold independent elements with latents of their own."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+from pyro.poutine import Trace
+from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+__all__ = [
+    "ParticlePlate",
+    "Structure",
+    "analyse",
+    "identity",
+    "is_random",
+    "plate_frames",
+    "sample_sites",
+    "trace_params",
+]
+
+_PREFIX = "_pyro_ext_particles"
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Shape of a (model, guide) pair, as far as particles are concerned.
+
+    Args:
+        nesting: Number of plate dims.
+        local: One entry for each set of plates that share latents: the plates around all of their
+            sites, whose elements are independent given the global latents, as ``(name, dim)`` by
+            rising dim.
+        members: For each entry of ``local``, the names of all plates in the set.
+    """
+
+    nesting: int
+    local: tuple[tuple[tuple[str, int], ...], ...] = ()
+    members: tuple[frozenset[str], ...] = ()
+
+    def without(self, index: int) -> "Structure":
+        """Return the structure with one set of plates counted as global."""
+        keep = [i for i in range(len(self.local)) if i != index]
+        return Structure(
+            self.nesting,
+            tuple(self.local[i] for i in keep),
+            tuple(self.members[i] for i in keep),
+        )
+
+    def home(self, site: Any) -> int | None:
+        """Return the index of the set of plates that a site is in, or None if it is global."""
+        names = {frame.name for frame in plate_frames(site)}
+        for index, members in enumerate(self.members):
+            if names & members:
+                return index
+        return None
+
+
+class ParticlePlate(PlateMessenger):
+    """A plate of particles; with ``inside`` it holds only sites in the named plates."""
+
+    def __init__(self, label: str, size: int, dim: int, inside: frozenset[str] | None) -> None:
+        super().__init__(f"{_PREFIX}_{label}", size, dim=dim)
+        self.inside = inside
+
+    def _process_message(self, msg: Any) -> None:
+        if self.inside is None or any(f.name in self.inside for f in msg["cond_indep_stack"]):
+            super()._process_message(msg)
+
+
+def sample_sites(trace: Trace) -> Iterable[tuple[str, Any]]:
+    """Yield the sample sites that carry density: no subsampling, no deterministic sites."""
+    nodes: dict[str, Any] = trace.nodes
+    for name, site in nodes.items():
+        if site["type"] != "sample" or site_is_subsample(site):
+            continue
+        if not site["infer"].get("_deterministic", False):
+            yield name, site
+
+
+def trace_params(trace: Trace) -> list[Tensor]:
+    """Return the unconstrained parameters that a traced function read."""
+    nodes: dict[str, Any] = trace.nodes
+    return [site["value"].unconstrained() for site in nodes.values() if site["type"] == "param"]
+
+
+def plate_frames(site: Any) -> list[Any]:
+    """Return the vectorized plates around a site, particles left out."""
+    return [
+        frame
+        for frame in site["cond_indep_stack"]
+        if frame.vectorized and not frame.name.startswith(_PREFIX)
+    ]
+
+
+def is_random(site: Any) -> bool:
+    """Tell whether a guide site draws anything (a Delta does not)."""
+    fn = site["fn"]
+    while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
+        fn = fn.base_dist
+    return not site["is_observed"] and not isinstance(fn, dist.Delta)
+
+
+def analyse(model_trace: Trace, guide_trace: Trace) -> Structure:
+    """Read off the plates: those that share a site go together, if the guide draws inside.
+
+    Args:
+        model_trace: Trace of the model, replayed against the guide.
+        guide_trace: Trace of the guide.
+    """
+    sites = [site for _, site in sample_sites(model_trace)]
+    sites += [site for _, site in sample_sites(guide_trace)]
+    drawn = [site for _, site in sample_sites(guide_trace) if is_random(site)]
+    dims = [-frame.dim for site in sites for frame in plate_frames(site)]
+    groups: list[set[str]] = []
+    for site in sites:
+        names = {frame.name for frame in plate_frames(site)}
+        if names:
+            touching = [group for group in groups if group & names]
+            groups = [group for group in groups if not group & names]
+            groups.append(names.union(*touching))
+    local, members = [], []
+    for group in groups:
+        if not any(_in(site, group) for site in drawn):
+            continue
+        common = set.intersection(
+            *({(f.name, f.dim) for f in plate_frames(site)} for site in sites if _in(site, group))
+        )
+        if common:
+            local.append(tuple(sorted(common, key=lambda plate: plate[1])))
+            members.append(frozenset(group))
+    return Structure(max(dims, default=0), tuple(local), tuple(members))
+
+
+def _in(site: Any, group: set[str]) -> bool:
+    return any(frame.name in group for frame in plate_frames(site))
+
+
+def identity(fn: Callable[..., Any]) -> tuple[int, int]:
+    """Return a key for a callable that is the same for two references to one bound method."""
+    return id(getattr(fn, "__self__", fn)), id(getattr(fn, "__func__", fn))

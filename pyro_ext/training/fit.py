@@ -1,0 +1,215 @@
+"""Fit a guide: one torch optimizer over all parameters, and mini-batches of its own."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from tqdm.auto import tqdm
+
+from pyro_ext.autoguide import AutoJoint
+from pyro_ext.losses import ELBO
+from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.structure import trace_params
+from pyro_ext.training.batches import Step, steps
+from pyro_ext.training.nonfinite import explain_nonfinite
+from pyro_ext.weights import log_weights
+
+__all__ = ["Run", "fit"]
+
+_SHOW_EVERY = 50
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a fit leaves behind.
+
+    Args:
+        model: The model, with its fitted parameters.
+        guide: The fitted guide.
+        loss: The loss that was minimized.
+        args: The model's arguments, with all rows.
+        losses: Loss of each step in nats, shape ``(num_steps,)``.
+        seconds: Wall time of the fit.
+        seed: Seed of the fit's random numbers.
+        stopped: Why it stopped.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    loss: BoundLoss
+    args: tuple[Any, ...] = field(repr=False)
+    losses: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
+    seconds: float
+    seed: int
+    stopped: str
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps that were taken."""
+        return len(self.losses)
+
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draw latents of all rows from the fitted guide, shape ``(num_samples, *site)`` each.
+
+        Args:
+            num_samples: Number of draws.
+        """
+        with torch.no_grad():
+            draws = log_weights(
+                self.model, self.guide, *self.args, num_particles=num_samples, joint=True
+            )
+        return draws.latents
+
+
+def fit(
+    model: Callable[..., Any],
+    guide: Callable[..., Any] | None = None,
+    loss: BoundLoss | None = None,
+    data: Any = None,
+    optim: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
+    *,
+    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
+    num_steps: int = 2000,
+    batch_size: int | None = None,
+    plate: str | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> Run:
+    """Fit a guide, and the model's own parameters with it.
+
+    With ``batch_size`` the trainer shuffles the rows and shows the same ones to model and guide:
+    the model is written for the rows that it is called with, ``pyro.plate("data", len(x))``, and
+    its likelihood is scaled by N/B; a model that subsamples inside, ``subsample_size=batch_size``,
+    gets all rows and its indices from the trainer.
+
+    Args:
+        model: A Pyro model.
+        guide: Its guide; by default ``AutoJoint(model)``.
+        loss: What to minimize; by default ``ELBO()``.
+        data: The model's argument, or a tuple of its arguments; None if it takes none.
+        optim: From a list of parameters to a torch optimizer; by default Adam, from 0.02 down to
+            0 on a cosine.
+        schedule: From that optimizer to a torch learning-rate scheduler, stepped at every step.
+        num_steps: Number of steps.
+        batch_size: Rows of a mini-batch; by default all.
+        plate: Name of the data plate, where more than one plate has the data's size.
+        seed: Seed of the fit; the caller's random state stays as it was.
+        progress: Whether to show a progress bar (never if the output is no terminal).
+
+    Returns:
+        The fitted guide with its history.
+
+    Raises:
+        ValueError: If a loss is not finite; the message names step, site and rows.
+
+    Example:
+        >>> def model(x):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        >>> run = fit(model, data=torch.full((100,), 3.0), seed=0)
+        >>> round(run.guide.median()["mu"].item(), 1)
+        3.0
+    """
+    guide = AutoJoint(model) if guide is None else guide
+    loss = ELBO() if loss is None else loss
+    if optim is None:
+        optim = partial(torch.optim.Adam, lr=0.02)
+        schedule = partial(CosineAnnealingLR, T_max=num_steps) if schedule is None else schedule
+    args = () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
+    if num_steps < 1:
+        raise ValueError(f"fit: expected num_steps >= 1; got {num_steps}. Write: num_steps=2000.")
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    devices = sorted({a.device.index or 0 for a in args if isinstance(a, Tensor) and a.is_cuda})
+    before = set(pyro.get_param_store().keys())
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        try:
+            params = _parameters(model, guide, loss, args)
+            batches = steps(model, args, batch_size, plate or getattr(guide, "plate", None))
+            optimizer = optim(params)
+            scheduler = None if schedule is None else schedule(optimizer)
+            bar = tqdm(
+                islice(batches, num_steps),
+                total=num_steps,
+                desc="fit",
+                leave=False,
+                disable=None if progress else True,
+            )
+            losses = _train(model, guide, loss, params, optimizer, scheduler, bar)
+        finally:
+            _leave_store(before, model, guide)
+    seconds = time.perf_counter() - start
+    return Run(model, guide, loss, args, losses, seconds, seed, f"num_steps={num_steps} reached")
+
+
+def _train(
+    model: Callable[..., Any],
+    guide: Callable[..., Any],
+    loss: BoundLoss,
+    params: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler | None,
+    bar: "tqdm[Step]",
+) -> "np.ndarray[Any, np.dtype[np.float64]]":
+    losses: list[Tensor] = []
+    for number, step in enumerate(bar):
+        optimizer.zero_grad(set_to_none=True)
+        with pyro.validation_enabled(number == 0), step.context:
+            value = loss.differentiable_loss(model, guide, *step.args)
+            if not math.isfinite(value.item()):
+                raise explain_nonfinite(
+                    number, value.item(), model, guide, step.args, step.rows, params
+                )
+            value.backward()
+        optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
+        losses.append(value.detach())
+        if number % _SHOW_EVERY == 0:
+            bar.set_postfix(loss=f"{value.item():.2f}")
+    return torch.stack(losses).cpu().double().numpy()
+
+
+def _parameters(
+    model: Callable[..., Any], guide: Callable[..., Any], loss: BoundLoss, args: tuple[Any, ...]
+) -> list[Tensor]:
+    """Run the loss once on all rows, so that every parameter exists, and return them all."""
+    with poutine.trace(param_only=True) as capture:
+        loss.differentiable_loss(model, guide, *args)
+    found = trace_params(capture.trace)
+    for module in (model, guide):
+        if isinstance(module, torch.nn.Module):
+            found += list(module.parameters())
+    unique = {id(param): param for param in found if param.requires_grad}
+    if not unique:
+        raise ValueError(
+            "fit: expected a parameter to fit; model and guide have none. Write: "
+            "px.fit(model, px.AutoJoint(model), data=...)."
+        )
+    return list(unique.values())
+
+
+def _leave_store(before: set[str], model: Any, guide: Any) -> None:
+    """Take out of Pyro's store what modules own, so that two fits never meet there."""
+    store = pyro.get_param_store()
+    owned = {
+        id(param)
+        for module in (model, guide)
+        if isinstance(module, torch.nn.Module)
+        for param in module.parameters()
+    }
+    for name in set(store.keys()) - before:
+        if id(store._params[name]) in owned:
+            del store[name]

@@ -1,0 +1,68 @@
+"""A multi-layer perceptron over the last dimension."""
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    r"""Linear layers with an activation between them, applied to the last dimension.
+
+    .. math:: h_0 = x, \quad h_l = a(W_l h_{l-1} + b_l), \quad y = W_L h_{L-1} + b_L
+
+    Every leading dimension is a batch dimension, so one network serves a decoder that is called
+    with ``(particles, batch, latents)`` and an encoder that is called with ``(batch, features)``.
+
+    Args:
+        in_features: Size of the last dimension of the input.
+        hidden: Widths of the hidden layers; empty for one linear layer.
+        out_features: Size of the last dimension of the output.
+        activation: Makes the activation that follows each hidden layer, e.g. ``torch.nn.Tanh``.
+
+    Raises:
+        ValueError: If a width is not positive, or an input's last dimension is not that.
+
+    Example:
+        >>> import torch
+        >>> encoder = MLP(64, hidden=(128, 32), out_features=10)
+        >>> encoder(torch.zeros(7, 5, 64)).shape
+        torch.Size([7, 5, 10])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: Sequence[int],
+        out_features: int,
+        *,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        widths = [in_features, *hidden, out_features]
+        if min(widths) < 1:
+            raise ValueError(
+                f"MLP: expected positive widths, got in_features={in_features}, "
+                f"hidden={tuple(hidden)}, out_features={out_features}."
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths[:-1]):
+            layers += [nn.Linear(before, after), activation()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+    def forward(
+        self, x: Float[Tensor, " *batch in_features"]
+    ) -> Float[Tensor, " *batch out_features"]:
+        """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
+        if x.shape[-1:] != (self.in_features,):
+            raise ValueError(
+                f"MLP: expected input of shape (*batch, {self.in_features}), "
+                f"got {tuple(x.shape)}; flatten images with x.flatten(-2)."
+            )
+        y: Tensor = self.layers(x)
+        return y

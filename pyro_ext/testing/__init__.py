@@ -1,0 +1,21 @@
+"""Ground truth for tests, of this package and of third parties."""
+
+from pyro_ext.testing.conjugate import (
+    ConjugateModel,
+    GammaPoisson,
+    LinearRegression,
+    NormalGlobal,
+    NormalHierarchy,
+    NormalLocal,
+    Posterior,
+)
+
+__all__ = [
+    "ConjugateModel",
+    "GammaPoisson",
+    "LinearRegression",
+    "NormalGlobal",
+    "NormalHierarchy",
+    "NormalLocal",
+    "Posterior",
+]

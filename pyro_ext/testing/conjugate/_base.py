@@ -1,0 +1,109 @@
+"""What the conjugate models share: the interface, the plate, masks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, cast
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.torch_distribution import TorchDistributionMixin
+from torch import BoolTensor, Tensor
+
+__all__ = [
+    "ConjugateModel",
+    "Posterior",
+    "check_mask",
+    "data_args",
+    "data_plate",
+    "from_precision",
+    "mask_rows",
+    "observe",
+    "observed",
+    "randn",
+]
+
+
+class Posterior(NamedTuple):
+    """Exact posterior moments of a vector of latents.
+
+    Attributes:
+        mean: Shape ``(*batch, latents)``.
+        covariance: Shape ``(*batch, latents, latents)``.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+class ConjugateModel(ABC):
+    """What every model of this module offers; subclasses are final."""
+
+    @property
+    @abstractmethod
+    def args(self) -> tuple[Tensor, ...]:
+        """The full-data arguments of ``model`` and ``guide``; all have the data's rows first."""
+
+    @abstractmethod
+    def model(self, *args: Any, **kwargs: Any) -> None:
+        """The Pyro model."""
+
+    @abstractmethod
+    def guide(self, *args: Any, **kwargs: Any) -> None:
+        """The exact posterior, as a Pyro guide."""
+
+    @abstractmethod
+    def log_evidence(self) -> Tensor:
+        """Log p(x) of all the data, a scalar."""
+
+    @abstractmethod
+    def posterior(self) -> Posterior:
+        """Exact posterior moments given all the data."""
+
+
+def data_args(*data: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
+    return data if mask is None else (*data, mask)
+
+
+def check_mask(mask: Tensor | None, x: Tensor) -> None:
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
+        raise ValueError(
+            f"mask: expected a boolean tensor of shape {tuple(x.shape)}, "
+            f"got {mask.dtype} of shape {tuple(mask.shape)}."
+        )
+
+
+@contextmanager
+def data_plate(
+    num: int, subsample_size: int | None, subsample: Tensor | None
+) -> Generator[Tensor, None, None]:
+    if subsample is not None:
+        subsample_size = len(subsample)
+    with pyro.plate("data", num, subsample_size, subsample=subsample) as rows:
+        yield cast(Tensor, rows)
+
+
+def mask_rows(mask: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if mask is None else mask[rows]
+
+
+def observe(
+    name: str, likelihood: TorchDistributionMixin, x: Tensor, mask: Tensor | None, rows: Tensor
+) -> None:
+    with nullcontext() if mask is None else poutine.mask(mask=cast(BoolTensor, mask[rows])):
+        pyro.sample(name, likelihood, obs=x[rows])
+
+
+def observed(x: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.ones_like(x) if mask is None else mask.to(x)
+
+
+def from_precision(precision: Tensor, shift: Tensor) -> Posterior:
+    factor = torch.linalg.cholesky(precision)
+    mean = torch.cholesky_solve(shift[:, None], factor)[:, 0]
+    return Posterior(mean, torch.cholesky_inverse(factor))
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))

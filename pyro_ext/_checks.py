@@ -8,9 +8,10 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
+from pyro_ext._terms import check_shape, site_log_prob
 from pyro_ext.structure import plate_frames, sample_sites
 
-__all__ = ["Pair", "check_pair", "explain_failure"]
+__all__ = ["Pair", "check_pair", "check_shapes", "explain_failure"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,22 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(
                 f"site '{name}' is sampled by the guide, but the model has no such latent (it has "
                 f"{_names({n: s for n, s in model_sites.items() if not s['is_observed']})}). "
-                f"Rename it, or mark it with infer={'is_auxiliary': True}."
+                f"Rename it, or mark it with infer={{'is_auxiliary': True}}."
             )
+
+
+def check_shapes(*traces: Trace) -> None:
+    """Raise if a site of a trace without particles has a batch dim that is in no plate.
+
+    Args:
+        *traces: Traces that ran with one particle.
+
+    Raises:
+        ValueError: If there is such a site, or its value is outside the support.
+    """
+    for trace in traces:
+        for _, site in sample_sites(trace):
+            check_shape(site, site_log_prob(site).shape)
 
 
 def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
@@ -79,21 +94,36 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
                 _check_sizes(name, site, guide_sites[name])
             except ValueError as plain:
                 raise plain from error
-    if particles > 1 and isinstance(error, RuntimeError):
+    shapes = isinstance(error, (RuntimeError, ValueError, IndexError))
+    if particles > 1 and shapes and _runs_alone(pair):
         error.add_note(
             f"The model ran with {particles} particles in a batch dim to the left of its plates. "
-            "If it runs with num_particles=1, a line of it counts dims from the left: write "
-            "x.flatten(-2) for x.view(n, -1), dim=-1 for dim=1."
+            "With num_particles=1 it runs, so a line of it counts dims from the left or drops "
+            "one: write x.flatten(-2) for x.view(n, -1), dim=-1 for dim=1, "
+            "z.sum(-1, keepdim=True) for a sum over a plate."
         )
 
 
+def _runs_alone(pair: Pair) -> bool:
+    """Tell whether the pair runs, and can be scored, with one particle."""
+    try:
+        with torch.no_grad(), poutine.block():
+            guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+            replayed = poutine.replay(pair.model, trace=guide_trace)
+            check_shapes(poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs))
+    except Exception:
+        return False
+    return True
+
+
 def _check_sizes(name: str, model_site: Any, guide_site: Any) -> None:
-    sizes = {frame.name: frame.size for frame in plate_frames(guide_site)}
+    sizes = {frame.name: frame.full_size or frame.size for frame in plate_frames(guide_site)}
     for frame in plate_frames(model_site):
-        size = sizes.get(frame.name, frame.size)
-        if size != frame.size:
+        full_size = frame.full_size or frame.size
+        size = sizes.get(frame.name, full_size)
+        if size != full_size:
             raise ValueError(
-                f"site '{name}': plate '{frame.name}' has {frame.size} elements in the model, "
+                f"site '{name}': plate '{frame.name}' has {full_size} elements in the model, "
                 f"but the guide was built for {size}. Build a new guide for data of this size, "
                 "or use a guide that follows it, px.AutoAmortized(model, encoder)."
             )

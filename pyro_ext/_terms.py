@@ -13,7 +13,9 @@ from torch import Tensor
 
 from pyro_ext.structure import Structure, plate_frames, sample_sites
 
-__all__ = ["Particles", "PathScale", "Term", "make_terms", "site_log_prob"]
+__all__ = ["Particles", "PathScale", "Term", "check_shape", "make_terms", "score", "site_log_prob"]
+
+_SCORED = "_pyro_ext_log_prob"
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,11 @@ class Particles:
 
     inner: int
     outer: int
+
+    @property
+    def count_dims(self) -> int:
+        """Number of batch dims that the particles take."""
+        return (self.inner > 1) + (self.outer > 1)
 
     def dims(self, nesting: int) -> tuple[int | None, int | None]:
         """Return the batch dims of the outer and inner particle plates (None: no plate)."""
@@ -83,8 +90,8 @@ class _Layout:
         shape = [1] * self.nesting
         for axis, size in zip(self.kept, weight.shape[2:], strict=True):
             shape[axis] = size
-        lead = [self.particles.outer] * (self.particles.outer > 1)
-        lead += [self.particles.inner] * (self.particles.inner > 1)
+        outer, inner = weight.shape[:2]
+        lead = [outer] * (self.particles.outer > 1) + [inner] * (self.particles.inner > 1)
         return weight.reshape((*lead, *shape))
 
 
@@ -121,12 +128,52 @@ class Term:
 
 def site_log_prob(site: Any) -> Tensor:
     """Return log p of a site, masked, not scaled."""
+    if _SCORED in site:
+        known: Tensor = site[_SCORED]
+        return known
     try:
         log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except ValueError as error:
         raise ValueError(f"site '{site['name']}': {error}") from error
     masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
     return masked
+
+
+def score(trace: Trace) -> None:
+    """Compute every site's log_prob now, for ``site_log_prob`` to return later.
+
+    What is stopped for a while must be scored in that while: a distribution may hold the parameter
+    itself.
+
+    Args:
+        trace: The trace; its sites keep the result.
+    """
+    for _, site in sample_sites(trace):
+        site[_SCORED] = site_log_prob(site)
+
+
+def check_shape(site: Any, shape: Sequence[int], lead: int = 0) -> None:
+    """Raise if a site's log_prob has a batch dim that no plate accounts for.
+
+    Args:
+        site: A site of a trace.
+        shape: Shape of its log_prob.
+        lead: Number of particle dims on the left of all plates, which are left alone.
+
+    Raises:
+        ValueError: If a dim is too large; the message names the site.
+    """
+    plates = {frame.dim: frame for frame in plate_frames(site)}
+    for dim in range(-len(shape) + lead, 0):
+        expected = plates[dim].size if dim in plates else 1
+        if shape[dim] not in (1, expected) and expected >= 0:
+            sizes = {frame.name: frame.size for frame in plates.values()}
+            raise ValueError(
+                f"site '{site['name']}': expected one log_prob for each element of its plates "
+                f"{sizes}; got shape {tuple(shape)}, with {shape[dim]} elements in dim {dim}. "
+                "Make the surplus dim part of the event with .to_event(1), put it in a "
+                "pyro.plate, or give the data the shape that the plates say."
+            )
 
 
 def make_terms(
@@ -199,6 +246,8 @@ def _total(sites: list[Any], factors: list[Any], layout: _Layout) -> Tensor | No
         for frame in plate_frames(site):
             sizes[frame.dim] = frame.size
         log_prob = site_log_prob(site)
+        lead = max(log_prob.dim() - layout.nesting, 0)
+        check_shape(site, log_prob.shape, min(lead, layout.particles.count_dims))
         if isinstance(factor, Tensor) or factor != 1:
             log_prob = log_prob * factor
         part = layout.collect(log_prob, sizes)
@@ -216,7 +265,7 @@ def _scales(sites: list[Any], plates: tuple[str, ...]) -> tuple[float, list[Any]
     outside, residuals, subsampled = 1.0, [], None
     for site in sites:
         own = 1.0
-        for frame in plate_frames(site):
+        for frame in site["cond_indep_stack"]:
             ratio = (frame.full_size or frame.size) / frame.size
             if frame.name in plates:
                 own *= ratio

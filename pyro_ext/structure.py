@@ -83,7 +83,9 @@ def sample_sites(trace: Trace) -> Iterable[tuple[str, Any]]:
 def trace_params(trace: Trace) -> list[Tensor]:
     """Return the unconstrained parameters that a traced function read."""
     nodes: dict[str, Any] = trace.nodes
-    return [site["value"].unconstrained() for site in nodes.values() if site["type"] == "param"]
+    values = [site["value"] for site in nodes.values() if site["type"] == "param"]
+    # A module's own parameter carries no link to itself if Pyro's store is out of the game.
+    return [v.unconstrained() if hasattr(v, "unconstrained") else v for v in values]
 
 
 def plate_frames(site: Any) -> list[Any]:

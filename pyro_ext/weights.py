@@ -1,6 +1,7 @@
 """(model, guide) → log importance weights. Plates, masks and scales are dealt with here only."""
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,17 @@ from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from pyro_ext._checks import Pair, check_pair, explain_failure
+from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
 from pyro_ext._replay import remember_params
-from pyro_ext._terms import Particles, PathScale, Term, make_terms, site_log_prob
+from pyro_ext._terms import (
+    Particles,
+    PathScale,
+    Term,
+    check_shape,
+    make_terms,
+    score,
+    site_log_prob,
+)
 from pyro_ext.structure import (
     ParticlePlate,
     Structure,
@@ -29,7 +38,8 @@ from pyro_ext.structure import (
 __all__ = ["LogWeights", "Term", "log_weights"]
 
 _Found = tuple[Structure, Structure]
-_CACHE: dict[tuple[Any, ...], _Found] = {}
+_Key = tuple[Any, ...]
+_CACHE: dict[_Key, tuple[_Found, tuple[weakref.ref[Any], ...]]] = {}
 _CACHE_SIZE = 128
 
 
@@ -101,7 +111,8 @@ def log_weights(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If the guide lacks a latent, or has another, or their plates differ in size.
+        ValueError: If the guide lacks a latent, or has another, or their plates differ in size, or
+            if a site has a batch dim that is in no plate.
 
     References:
         Variational Inference with Locally Enhanced Bounds for Hierarchical Models
@@ -143,26 +154,36 @@ def weigh(
         stop_guide: Whether log q is evaluated with the guide's parameters stopped.
         scale_path: Whether gradients through latents are scaled by ``Term.scale_path``.
     """
-    key = (*identity(pair.model), *identity(pair.guide), joint)
-    found = _CACHE.get(key) or _remember(key, _discover(pair, joint=joint))
+    key = (*identity(pair.model), *identity(pair.guide), joint, stop_guide)
+    found = _recall(key) or _remember(key, pair, _discover(pair, joint=joint, stop=stop_guide))
     candidate, structure = found
     try:
         result = _run(pair, structure, particles, stop_guide=stop_guide, scale_path=scale_path)
         if _candidate(result.model_trace, result.guide_trace, joint=joint) == candidate:
             return result
     except Exception as error:
-        if _discover_or_none(pair, joint=joint) in (None, found):
+        if _discover_or_none(pair, joint=joint, stop=stop_guide) in (None, found):
             explain_failure(error, pair, particles=particles.inner * particles.outer)
             raise
     # The pair's plates have changed since they were looked at: look again.
-    _, structure = _remember(key, _discover(pair, joint=joint))
+    _, structure = _remember(key, pair, _discover(pair, joint=joint, stop=stop_guide))
     return _run(pair, structure, particles, stop_guide=stop_guide, scale_path=scale_path)
 
 
-def _remember(key: tuple[Any, ...], found: _Found) -> _Found:
+def _recall(key: _Key) -> _Found | None:
+    """Return what was found for a pair, unless it is another one at the same address."""
+    entry = _CACHE.get(key)
+    return entry[0] if entry is not None and all(ref() is not None for ref in entry[1]) else None
+
+
+def _remember(key: _Key, pair: Pair, found: _Found) -> _Found:
     if len(_CACHE) >= _CACHE_SIZE:
         _CACHE.pop(next(iter(_CACHE)))
-    _CACHE[key] = found
+    try:
+        refs = tuple(weakref.ref(getattr(fn, "__self__", fn)) for fn in (pair.model, pair.guide))
+    except TypeError:
+        return found  # cannot be watched: looked at anew in each call
+    _CACHE[key] = _CACHE[(*key[:-1], False)] = found, refs
     return found
 
 
@@ -171,33 +192,65 @@ def _candidate(model_trace: Trace, guide_trace: Trace, *, joint: bool) -> Struct
     return Structure(found.nesting) if joint else found
 
 
-def _discover(pair: Pair, *, joint: bool) -> _Found:
+def _discover(pair: Pair, *, joint: bool, stop: bool) -> _Found:
     """Return what the traces suggest, and what is left when coupled plates count as global."""
-    with torch.no_grad(), poutine.block():
+    with torch.no_grad(), poutine.block(), _same_random_state():
         try:
             model_trace, guide_trace = _traces(pair)
         except Exception as error:
             explain_failure(error, pair, particles=1)
             raise
         check_pair(model_trace, guide_trace)
+        check_shapes(model_trace, guide_trace)
+        if stop:
+            _check_stopped(pair)
         candidate = _candidate(model_trace, guide_trace, joint=joint)
         structure, index = candidate, 0
         while index < len(structure.local):
             alone = Structure(
                 candidate.nesting, (structure.local[index],), (structure.members[index],)
             )
-            if _leaks(pair, alone):
+            try:
+                leaks = _leaks(pair, alone)
+            except Exception as error:
+                explain_failure(error, pair, particles=2)
+                raise
+            if leaks:
                 structure = structure.without(index)
             else:
                 index += 1
     return candidate, structure
 
 
-def _discover_or_none(pair: Pair, *, joint: bool) -> _Found | None:
+def _discover_or_none(pair: Pair, *, joint: bool, stop: bool) -> _Found | None:
     try:
-        return _discover(pair, joint=joint)
+        return _discover(pair, joint=joint, stop=stop)
     except Exception:
         return None
+
+
+def _check_stopped(pair: Pair) -> None:
+    """Raise if the guide, run again on its draws with its parameters stopped, is another q."""
+    with torch.enable_grad(), remember_params():
+        trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+        given = _with_stopped_values(trace, [name for name, _ in sample_sites(trace)])
+        with _frozen(pair.guide, trace):
+            for name, site in sample_sites(_replayed(pair, given)):
+                log_q, again = site_log_prob(trace.nodes[name]), site_log_prob(site)
+                if not torch.allclose(log_q, again, rtol=1e-2, atol=0.1, equal_nan=True):
+                    raise ValueError(
+                        f"guide site '{name}': expected the same distribution when the guide is "
+                        "run again on its own draws, as 'stl' and 'dreg' do; got another, as a "
+                        "dropout layer makes it. Write guide.eval(), make the layer part of the "
+                        "encoder of px.AutoAmortized, or estimator='reparam'."
+                    )
+                if again.requires_grad:
+                    raise ValueError(
+                        f"guide site '{name}': expected a distribution whose trainable tensors "
+                        "Pyro sees, so that 'stl' and 'dreg' can stop them; got one that depends "
+                        "on another. Write pyro.module('encoder', encoder) or pyro.param in the "
+                        "guide, or estimator='reparam'."
+                    )
 
 
 def _leaks(pair: Pair, alone: Structure) -> bool:
@@ -207,10 +260,19 @@ def _leaks(pair: Pair, alone: Structure) -> bool:
     for trace in (model_trace, guide_trace):
         for _, site in sample_sites(trace):
             if alone.home(site) is None:
-                shape = site_log_prob(site).shape
-                if len(shape) > alone.nesting and shape[-1 - alone.nesting] > 1:
+                try:
+                    check_shape(site, site_log_prob(site).shape)
+                except ValueError:
                     return True
     return False
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Leave the random state as it was, so that a look at the pair changes no draw."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield
 
 
 @contextmanager
@@ -258,11 +320,38 @@ def _run(
             scaled = _with_scaled_paths(guide_trace, structure, paths) if scale_path else None
             model_trace = _model_trace(pair, scaled or guide_trace)
             with _frozen(pair.guide, guide_trace):
-                replayed = poutine.replay(pair.guide, trace=scaled or guide_trace)
-                scored = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+                scored = _replayed(pair, scaled or guide_trace)
+                if scaled is not None and structure.local and particles.inner > 1:
+                    _stop_globals(scored, pair, scaled, structure)
+                score(scored)
     check_pair(model_trace, guide_trace)
     terms = make_terms(model_trace, scored, structure, particles, paths)
     return LogWeights(terms, model_trace, guide_trace, structure.nesting)
+
+
+def _replayed(pair: Pair, trace: Trace) -> Trace:
+    replayed = poutine.replay(pair.guide, trace=trace)
+    return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+
+
+def _stop_globals(scored: Trace, pair: Pair, trace: Trace, structure: Structure) -> None:
+    """Score the local sites with the globals that they depend on stopped.
+
+    The globals are parameters of q(z | globals), whose score the doubly reparameterized estimator
+    replaces by the scaled path, as it does that of the guide's own parameters.
+    """
+    shared = [name for name, site in sample_sites(trace) if structure.home(site) is None]
+    for name, site in sample_sites(_replayed(pair, _with_stopped_values(trace, shared))):
+        if structure.home(site) is not None:
+            scored.nodes[name] = site
+
+
+def _with_stopped_values(trace: Trace, names: list[str]) -> Trace:
+    copy = trace.copy()
+    nodes: dict[str, Any] = copy.nodes
+    for name in names:
+        nodes[name] = nodes[name] | {"value": nodes[name]["value"].detach()}
+    return copy
 
 
 def _with_scaled_paths(trace: Trace, structure: Structure, paths: list[PathScale]) -> Trace:
@@ -285,8 +374,9 @@ def _with_scaled_paths(trace: Trace, structure: Structure, paths: list[PathScale
 def _frozen(guide: Callable[..., Any], trace: Trace) -> Iterator[None]:
     """Stop the guide's parameters, and silence Pyro's word about parameters without gradient."""
     params = set(trace_params(trace))
-    if isinstance(guide, torch.nn.Module):
-        params |= set(guide.parameters())
+    owner = getattr(guide, "__self__", guide)
+    if isinstance(owner, torch.nn.Module):
+        params |= set(owner.parameters())
     trainable = [param for param in params if param.requires_grad]
     try:
         for param in trainable:

@@ -161,6 +161,14 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
                 )
         frames = (Frame(f.name, f.dim, f.size) for f in site["cond_indep_stack"])
         ordered = tuple(sorted(frames, key=lambda frame: frame.dim))
+        sizes = {frame.dim: frame.size for frame in ordered}
+        shape = tuple(fn.batch_shape)
+        if any(size != sizes.get(dim - len(shape), 1) for dim, size in enumerate(shape)):
+            raise ValueError(
+                f"{type(self).__name__}: expected the batch dims of site '{name}' to be those of "
+                f"its plates {[(frame.name, frame.dim, frame.size) for frame in ordered]}; got "
+                f"batch shape {shape}. Write: dist.Normal(...).to_event(1), or open a plate."
+            )
         return Latent(name, fn.support, Size(fn.event_shape), ordered)
 
     # ------------------------------------------------------------------ sampling
@@ -213,7 +221,9 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
 
     def _guide_plates(self, batch: Batch | None, args: Any, kwargs: Any) -> dict[str, pyro.plate]:
         if self.create_plates is not None or self.master is not None:
-            plates: dict[str, pyro.plate] = dict(self._create_plates(*args, **kwargs))
+            if batch is None:
+                self._create_plates(*args, **kwargs)
+            plates: dict[str, pyro.plate] = self.plates
             return plates
         made = {} if batch is None else {batch.plate.name: batch.plate}
         for group in self.groups:
@@ -352,6 +362,12 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
             )
         return super().load_state_dict(state_dict, *args, **kwargs)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Move and cast the prototype values with the parameters, for ``.to`` and ``.double``."""
+        with torch.no_grad():
+            self._prototype_values = {k: fn(v) for k, v in self._prototype_values.items()}
+        return super()._apply(fn, *args, **kwargs)
+
     def _check_sites(self, latents: dict[str, Tensor]) -> None:
         names = [site.name for group in self.groups for site in group.packing.sites]
         missing = [name for name in names if name not in latents]
@@ -366,10 +382,13 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
         self._pyro_set_supermodule(f"{type(self).__name__}_{next(_COUNT)}", self._pyro_context)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state without the model, and leave this guide as it was."""
-        state = dict(self.__dict__)
-        state["_model"], state["master"] = None, None
-        return state
+        """Return the state with the model, and leave this guide as it was."""
+        for module in (self, self.model):
+            for param in module.parameters() if isinstance(module, torch.nn.Module) else ():
+                # Pyro's store leaves a weak reference here, which cannot be pickled, and sets it
+                # again at every read.
+                param.__dict__.pop("unconstrained", None)
+        return {**self.__dict__, "master": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore the state under a name of its own."""
@@ -380,6 +399,6 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
         """Copy the guide and its parameters; the model is shared."""
         new = type(self).__new__(type(self))
         memo[id(self)] = new
+        memo[id(self._model)] = self._model
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new._model = self._model
         return new

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_ext.autoguide.guide import Group, PackedGuide
 from pyro_ext.autoguide.packing import Frame, Latent, Packing
-from pyro_ext.autoguide.plates import Batch, find_batch
+from pyro_ext.autoguide.plates import Batch, batch_of, find_batch
 from pyro_ext.families import Diagonal, Family
 
 __all__ = ["LocalGuide"]
@@ -101,14 +101,26 @@ class LocalGuide(PackedGuide):
     def _batch(self, args: Any, kwargs: Any, *, draw: bool) -> Batch | None:
         frame = self._data_frame
         if self.create_plates is not None or self.master is not None:
-            plate = self._create_plates(*args, **kwargs)[frame.name]
-            whole = plate.subsample_size >= plate.size
-            rows = None if whole else plate.indices
-            return Batch(plate.subsample_size, plate.size, rows, full_data=None, plate=plate)
-        values = self._prototype_values
-        return find_batch(
-            self.model, frame, values, args, kwargs, draw=draw, owner=type(self).__name__
-        )
+            batch = batch_of(self._create_plates(*args, **kwargs)[frame.name], draw=draw)
+        else:
+            batch = find_batch(
+                self.model,
+                frame,
+                self._prototype_values,
+                args,
+                kwargs,
+                draw=draw,
+                owner=type(self).__name__,
+            )
+        for site in self.groups[-1].packing.sites if batch.rows is not None else ():
+            if site.support_varies(frame):
+                raise ValueError(
+                    f"{type(self).__name__}: expected every element of plate '{frame.name}' to "
+                    f"have the same support where its rows come in batches; that of site "
+                    f"'{site.name}' has bounds of its own in each row. Sample it in the unit "
+                    "interval and rescale it with pyro.deterministic, or use all rows at once."
+                )
+        return batch
 
     @property
     def _data_frame(self) -> Frame:

@@ -46,6 +46,20 @@ class Latent:
         """Bijection from unconstrained values to the support."""
         return biject_to(self.support)
 
+    @property
+    def unconstrained_shape(self) -> Size:
+        """Shape of one unconstrained value. The bounds of a support may have batch dims."""
+        shape = [1] * self.nesting
+        for frame in self.frames:
+            shape[frame.dim] = frame.size
+        return Size(self.transform.inverse_shape((*shape, *self.event_shape))[self.nesting :])
+
+    def support_varies(self, frame: Frame) -> bool:
+        """Tell whether the support changes along one of the site's plates."""
+        ones = (1,) * self.nesting
+        shape = self.transform.forward_shape((*ones, *self.unconstrained_shape))
+        return shape[self.nesting + frame.dim] > 1
+
 
 class Packing:
     """The layout of one group of sites: (batch, D) ↔ a dict of constrained values.
@@ -108,15 +122,12 @@ class Packing:
     def _inner(self, site: Latent) -> tuple[Frame, ...]:
         return tuple(f for f in site.frames if self.plate is None or f.name != self.plate.name)
 
-    def _unconstrained_shape(self, site: Latent) -> Size:
-        return Size(site.transform.inverse_shape(site.event_shape))
-
     def _size(self, site: Latent) -> int:
         inner = math.prod(frame.size for frame in self._inner(site))
-        return inner * math.prod(self._unconstrained_shape(site))
+        return inner * math.prod(site.unconstrained_shape)
 
     def _unpack_site(self, site: Latent, part: Tensor) -> tuple[Tensor, Tensor]:
-        inner, event = self._inner(site), self._unconstrained_shape(site)
+        inner, event = self._inner(site), site.unconstrained_shape
         batch = (1,) * (site.nesting - part.dim() + 1) + part.shape[:-1]
         part = part.reshape((*batch, *(frame.size for frame in inner), *event))
         # Each inner axis goes beside the batch dim of size 1 whose place it takes.
@@ -142,7 +153,7 @@ class Packing:
         _, log_det = self._constrain(site, unconstrained)
         first = len(sample) + self.nesting
         axes = [first + frame.dim for frame in inner]
-        event = self._unconstrained_shape(site)
+        event = site.unconstrained_shape
         order = [*(i for i in range(first) if i not in axes), *axes]
         order += range(first, first + len(event))
         shape = [1 if i in axes else n for i, n in enumerate(unconstrained.shape[:first])]
@@ -153,5 +164,5 @@ class Packing:
         transform = site.transform
         value = transform(unconstrained)
         log_det = transform.log_abs_det_jacobian(unconstrained, value)
-        batch_dim = unconstrained.dim() - len(self._unconstrained_shape(site))
+        batch_dim = unconstrained.dim() - len(site.unconstrained_shape)
         return value, _sum_rightmost(log_det, log_det.dim() - batch_dim)

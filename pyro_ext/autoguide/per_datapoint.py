@@ -70,9 +70,9 @@ class AutoPerDatapoint(LocalGuide):
 
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
         full = len(initial) if batch is None else batch.full_size
-        if len(initial) < full:
-            initial = initial.mean(0, keepdim=True).expand(full, -1)
-        self.local_params = nn.Parameter(initial.clone())
+        in_order = len(initial) == full and (batch is None or batch.rows is None)
+        table = initial if in_order else initial.mean(0).expand(full, -1)
+        self.local_params = nn.Parameter(table.clone())
 
     def _params(self, group: Group, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
         if group.name == "global" or batch is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_ext.autoguide.packing import Frame
 from pyro_ext.minibatch import current_minibatch
 
-__all__ = ["Batch", "find_batch"]
+__all__ = ["Batch", "batch_of", "find_batch"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Batch:
 class _PlateFound(BaseException):
     """Ends the model's run; not an Exception, so that no ``except`` in a model can catch it."""
 
-    def __init__(self, fn: Any, subsample: Tensor | None) -> None:
-        self.fn, self.subsample = fn, subsample
+    def __init__(self, size: int, shown: int, device: Any, subsample: Tensor | None) -> None:
+        self.size, self.shown, self.device, self.subsample = size, shown, device, subsample
 
 
 class _FindPlate(Messenger):
@@ -54,9 +54,50 @@ class _FindPlate(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             if msg["name"] == self.name:
-                raise _PlateFound(msg["fn"], msg["value"])
-        elif not msg["is_observed"] and msg["name"] in self.values:
+                fn = msg["fn"]
+                raise _PlateFound(fn.size, fn.subsample_size or fn.size, fn.device, msg["value"])
+            return
+        for frame in msg["cond_indep_stack"]:
+            if frame.name == self.name:
+                self._found_by_site(frame)
+        if not msg["is_observed"] and msg["name"] in self.values:
             msg["value"], msg["done"] = self.values[msg["name"]], True
+
+    def _found_by_site(self, frame: Any) -> None:
+        """Stop at a site in the plate, whose own site ``poutine.block`` has hidden."""
+        if frame.full_size is not None and frame.size < frame.full_size:
+            raise ValueError(
+                f"expected to see which elements plate '{self.name}' shows; poutine.block hides "
+                f"them. Write: poutine.block(model, hide=[...]) with the sites to leave out, or "
+                f"add '{self.name}' to expose=[...]."
+            )
+        raise _PlateFound(frame.size, frame.size, None, None)
+
+
+def batch_of(plate: pyro.plate, *, draw: bool) -> Batch:
+    """Return the rows of a data plate that ``create_plates`` made.
+
+    Args:
+        plate: The data plate.
+        draw: Whether its subsample counts; otherwise all rows are meant.
+    """
+    active = current_minibatch(plate.name)
+    if active is not None:
+        if plate.subsample_size != len(active.indices):
+            raise ValueError(
+                f"expected plate '{plate.name}' of create_plates to have {len(active.indices)} "
+                f"elements, the rows of the mini-batch; got {plate.subsample_size}. Write: "
+                f"create_plates=lambda x: pyro.plate('{plate.name}', len(x), dim={plate.dim}), "
+                "for an AutoGuideList too."
+            )
+        return Batch(
+            plate.subsample_size, active.size, active.indices, full_data=False, plate=plate
+        )
+    if not draw:
+        return Batch(plate.size, plate.size, None, full_data=None, plate=plate)
+    rows = plate.indices
+    whole = torch.equal(rows, torch.arange(plate.size, device=rows.device))
+    return Batch(len(rows), plate.size, None if whole else rows, full_data=None, plate=plate)
 
 
 def find_batch(
@@ -86,23 +127,23 @@ def find_batch(
     try:
         with poutine.block(), _FindPlate(frame.name, values):
             model(*args, **kwargs)
-    except _PlateFound as found:
-        fn, explicit = found.fn, found.subsample
+    except _PlateFound as plate_found:
+        found = plate_found
     else:
         raise RuntimeError(
             f"{owner}: expected the model to enter plate '{frame.name}' as it did when the guide "
             f"was set up; it did not. Build a new guide for this structure: {owner}(model, ...)."
         )
-    size = fn.size
+    size, device = found.size, found.device
     active = current_minibatch(frame.name)
     if active is not None:
-        plate = pyro.plate(frame.name, size, dim=frame.dim, device=fn.device)
+        plate = pyro.plate(frame.name, size, dim=frame.dim, device=device)
         return Batch(size, active.size, active.indices, full_data=False, plate=plate)
-    if explicit is not None:
-        given = torch.as_tensor(explicit, device=fn.device)
+    if found.subsample is not None:
+        given = torch.as_tensor(found.subsample, device=device)
         plate = pyro.plate(frame.name, size, subsample=given, dim=frame.dim)
         return Batch(len(given), size, given, full_data=None, plate=plate)
-    number = fn.subsample_size if draw and fn.subsample_size is not None else size
-    plate = pyro.plate(frame.name, size, subsample_size=number, dim=frame.dim, device=fn.device)
+    number = found.shown if draw else size
+    plate = pyro.plate(frame.name, size, subsample_size=number, dim=frame.dim, device=device)
     drawn = plate.indices if number < size else None
     return Batch(number, size, drawn, full_data=drawn is not None, plate=plate)

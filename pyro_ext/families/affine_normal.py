@@ -112,9 +112,9 @@ class AffineNormal(TorchDistribution):
 
     def _by_column(self, op: Any, rows: Tensor) -> Tensor:
         """Apply a matrix operation to row vectors; sample dims become columns of one matrix."""
-        nesting = self.factor.dim() - 2
-        lead = rows.shape[: rows.dim() - 1 - nesting]
-        columns = rows.reshape(-1, *rows.shape[rows.dim() - 1 - nesting :]).movedim(0, -1)
+        samples = max(rows.dim() + 1 - self.factor.dim(), 0)
+        lead = rows.shape[:samples]
+        columns = rows.reshape(-1, *rows.shape[samples:]).movedim(0, -1)
         out = op(self.factor, columns).movedim(-1, 0)
         return out.reshape(*lead, *out.shape[1:])
 

@@ -1,5 +1,6 @@
 """Ground truth for tests, of this package and of third parties."""
 
+from pyro_ext.testing.checks import check_guide, check_loss
 from pyro_ext.testing.conjugate import (
     ConjugateModel,
     GammaPoisson,
@@ -18,4 +19,6 @@ __all__ = [
     "NormalHierarchy",
     "NormalLocal",
     "Posterior",
+    "check_guide",
+    "check_loss",
 ]

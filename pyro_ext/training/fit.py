@@ -17,11 +17,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm.auto import tqdm
 
 from pyro_ext.autoguide import AutoJoint
+from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.losses import ELBO
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
 from pyro_ext.training.batches import Step, steps
-from pyro_ext.training.nonfinite import explain_nonfinite
+from pyro_ext.training.nonfinite import explain_nonfinite, nonfinite_rows
 from pyro_ext.weights import log_weights
 
 __all__ = ["Run", "fit"]
@@ -64,6 +65,9 @@ class Run:
         Args:
             num_samples: Number of draws.
         """
+        if isinstance(self.guide, PackedGuide):
+            # All rows, also where the model subsamples inside its plate.
+            return self.guide.sample_posterior(num_samples, *self.args)
         with torch.no_grad():
             draws = log_weights(
                 self.model, self.guide, *self.args, num_particles=num_samples, joint=True
@@ -187,7 +191,13 @@ def _parameters(
 ) -> list[Tensor]:
     """Run the loss once on all rows, so that every parameter exists, and return them all."""
     with poutine.trace(param_only=True) as capture:
-        loss.differentiable_loss(model, guide, *args)
+        try:
+            loss.differentiable_loss(model, guide, *args)
+        except ValueError as error:
+            rows = nonfinite_rows(args, None)
+            if not rows:
+                raise
+            raise ValueError(f"fit: before the first step, {error} {rows}") from error
     found = trace_params(capture.trace)
     for module in (model, guide):
         if isinstance(module, torch.nn.Module):

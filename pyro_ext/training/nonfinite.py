@@ -11,7 +11,7 @@ from pyro_ext._terms import site_log_prob
 from pyro_ext.structure import sample_sites
 from pyro_ext.weights import log_weights
 
-__all__ = ["explain_nonfinite"]
+__all__ = ["explain_nonfinite", "nonfinite_rows"]
 
 _SHOWN = 10
 
@@ -48,7 +48,8 @@ def explain_nonfinite(
         with torch.no_grad(), pyro.validation_enabled(is_validate=True):
             pair = log_weights(model, guide, *args, joint=True)
     except ValueError as error:
-        return ValueError(f"{start} Run again with validation: {error} {_rows(args, rows)}{end}")
+        where = nonfinite_rows(args, rows)
+        return ValueError(f"{start} Run again with validation: {error} {where}{end}")
     for side, trace in (("guide", pair.guide_trace), ("model", pair.model_trace)):
         for name, site in sample_sites(trace):
             log_prob = site_log_prob(site)
@@ -56,16 +57,21 @@ def explain_nonfinite(
                 continue
             return ValueError(
                 f"{start} Site '{name}' of the {side} has log_prob {log_prob.flatten()[0].item()} "
-                f"under {site['fn']}. {_rows(args, rows)}{end}"
+                f"under {site['fn']}. {nonfinite_rows(args, rows)}{end}"
             )
     return ValueError(
         f"{start} A second draw on the same batch is finite: rare draws overflow. Lower the "
-        f"learning rate or init_scale. {_rows(args, rows)}{end}"
+        f"learning rate or init_scale. {nonfinite_rows(args, rows)}{end}"
     )
 
 
-def _rows(args: tuple[Any, ...], rows: Tensor | None) -> str:
-    """Say which rows of the data are not finite, if any."""
+def nonfinite_rows(args: tuple[Any, ...], rows: Tensor | None) -> str:
+    """Say which rows of the data are not finite; an empty text if all are finite.
+
+    Args:
+        args: Arguments of the model.
+        rows: Rows of the mini-batch, or None.
+    """
     for position, value in enumerate(args):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() == 0:
             continue

@@ -1,0 +1,94 @@
+"""The one place that knows which ArviZ there is, and how it writes what we need.
+
+On Python >= 3.12 that is ``arviz`` 1.x, a thin cover over ``arviz-base`` and ``arviz-stats``; on
+Python 3.11 these two are installed by themselves, in version 0.8. Their calls are the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext.diagnostics._types import Array, DataTree
+
+__all__ = ["MIN_DRAWS", "build_tree", "effective_sizes", "pareto_smooth"]
+
+MIN_DRAWS = 25
+"""Fewest draws that leave five in the tail."""
+
+
+def build_tree(
+    groups: Mapping[str, Mapping[str, Any]],
+    *,
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Any],
+    attrs: Mapping[str, Any],
+) -> DataTree:
+    """Return a tree of groups.
+
+    Args:
+        groups: Group → variable → array, ``(chain, draw, *site)``, or ``(*site)`` of data groups.
+        dims: Variable → names of its dims after chain and draw.
+        coords: Dim → values.
+        attrs: Attributes of the root.
+    """
+    from arviz_base import from_dict
+
+    filled = {name: dict(variables) for name, variables in groups.items() if variables}
+    return from_dict(
+        filled,
+        dims={name: list(names) for name, names in dims.items()},
+        coords=dict(coords),
+        attrs={"/": {key: _storable(v) for key, v in attrs.items() if v is not None}},
+    )
+
+
+def _storable(value: Any) -> Any:
+    """Return what NetCDF can hold: numbers and strings, no booleans and no objects."""
+    if isinstance(value, bool | np.bool_):
+        return int(value)
+    if isinstance(value, int | float | np.number):
+        return value
+    return str(value)
+
+
+def pareto_smooth(log_w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Pareto-smoothed, normalized log weights, and the shape k of the right tail.
+
+    ArviZ takes the negative of the log weights, as leave-one-out cross-validation has them.
+
+    Args:
+        log_w: Log weights, shape ``(draws, elements)``, whose tail is not constant.
+
+    Returns:
+        Shapes ``(draws, elements)`` and ``(elements,)``; k is inf where the tail cannot be fitted.
+    """
+    from arviz_stats.base.array import array_stats
+
+    weights = log_w.detach().cpu().double().numpy()
+    with np.errstate(all="ignore"):
+        smoothed, shape = array_stats.psislw(-weights, axis=0)
+    smoothed = np.moveaxis(np.asarray(smoothed).reshape(weights.shape[::-1]), -1, 0)
+    shape = np.nan_to_num(np.asarray(shape, dtype=float), nan=np.inf)
+    return torch.from_numpy(np.ascontiguousarray(smoothed)), torch.from_numpy(shape.reshape(-1))
+
+
+def effective_sizes(draws: Array) -> Array:
+    """Return how many independent draws the mean of a Markov chain is worth.
+
+    Args:
+        draws: Shape ``(chain, draw, *site)``.
+
+    Returns:
+        Shape ``site``; the number of draws where there are too few to tell.
+    """
+    from arviz_stats.base.array import array_stats
+
+    count = draws.shape[0] * draws.shape[1]
+    if draws.shape[1] < 4:
+        return np.full(draws.shape[2:], float(count))
+    with np.errstate(all="ignore"):
+        sizes = array_stats.ess(draws.astype(float), chain_axis=0, draw_axis=1, method="mean")
+    return np.asarray(np.nan_to_num(np.asarray(sizes, dtype=float), nan=float(count)))

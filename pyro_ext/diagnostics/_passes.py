@@ -1,0 +1,235 @@
+"""Log weights in chunks of particles and of rows, all of them, in bounded memory."""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_ext.diagnostics._target import Target, WholePlates
+from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
+from pyro_ext.structure import sample_sites
+from pyro_ext.weights import LogWeights, log_weights
+
+__all__ = ["Layout", "inspect", "joint_weights", "local_weights", "particles_per_pass", "progress"]
+
+_SCALARS = 2**22
+_MIN_ROWS = 16
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of a target, as far as chunks are concerned.
+
+    Args:
+        names: Plates of the datapoints' weights; several independent sets are one, flattened.
+        axis: Which of them holds the rows.
+        size: Number of rows; 1 if there is no data plate.
+        rows: How a chunk of rows is shown: ``"sliced"`` arguments, ``"indexed"`` plate, or None.
+        width: Scalars of the largest site per particle and row.
+        plates: The plates that the model subsamples.
+        has_globals: Whether there are latents outside the data plates.
+        has_locals: Whether each datapoint has a weight of its own.
+    """
+
+    names: tuple[str, ...]
+    axis: int
+    size: int
+    rows: str | None
+    width: int
+    plates: WholePlates
+    has_globals: bool
+    has_locals: bool = True
+
+
+def inspect(target: Target, plates: WholePlates) -> Layout:
+    """Run the target once, on all its data, and return its layout.
+
+    Args:
+        target: What will be run.
+        plates: What ``undisturbed`` yields.
+    """
+    weights = log_weights(target.model, target.guide, *target.args, **target.kwargs)
+    traces = (weights.model_trace, weights.guide_trace)
+    largest = max(site["value"].numel() for trace in traces for _, site in sample_sites(trace))
+    local = [term for term in weights.terms if term.plates]
+    has_globals = len(local) < len(weights.terms)
+    if not local:
+        return Layout((), 0, 1, None, largest, plates, has_globals=has_globals, has_locals=False)
+    if len(local) > 1:
+        size = sum(term.log_p[0].numel() for term in local)
+        name = "+".join(",".join(term.plates) for term in local)
+        width = math.ceil(largest / size)
+        return Layout((name,), 0, size, None, width, plates, has_globals=has_globals)
+    names, shape = local[0].plates, local[0].log_p.shape[1:]
+    axis = _row_axis(target, names, tuple(shape))
+    size, rows = shape[axis], None
+    if names[axis] in plates.subsampled:
+        rows = "indexed"
+    elif any(has_rows(value, size) for value in (*target.args, *target.kwargs.values())):
+        rows = "sliced"
+    width = math.ceil(largest / size)
+    layout = Layout(names, axis, size, rows, width, plates, has_globals=has_globals)
+    if rows is not None and not _rows_can_be_cut(target, layout, weights):
+        return replace(layout, rows=None)
+    return layout
+
+
+def joint_weights(
+    target: Target, layout: Layout, num: int, chunk_size: int | None
+) -> Iterator[LogWeights]:
+    """Yield joint weights of all data, ``num`` particles in all.
+
+    Args:
+        target: What to run.
+        layout: Its layout.
+        num: Number of particles.
+        chunk_size: Largest number of (particle, row) pairs at a time; None for four million
+            scalars in the largest site.
+    """
+    step = particles_per_pass(layout, chunk_size)
+    for start in range(0, num, step):
+        count = min(step, num - start)
+        yield log_weights(
+            target.model,
+            target.guide,
+            *target.args,
+            num_particles=count,
+            joint=True,
+            **target.kwargs,
+        )
+
+
+def particles_per_pass(layout: Layout, chunk_size: int | None) -> int:
+    """Return how many particles of all rows go into one pass.
+
+    Args:
+        layout: Layout of the target.
+        chunk_size: Largest number of (particle, row) pairs; None for the default.
+    """
+    return max(1, _pairs(layout, chunk_size) // layout.size)
+
+
+def local_weights(
+    target: Target, layout: Layout, num: int, chunk_size: int | None
+) -> Iterator[Tensor]:
+    """Yield log weights of the datapoints, a chunk of rows at a time, ``(num, *plates)``.
+
+    Given global latents, all weights of a chunk are those given one draw of them.
+
+    Args:
+        target: What to run.
+        layout: Its layout.
+        num: Number of particles.
+        chunk_size: Largest number of (particle, row) pairs at a time.
+    """
+    pairs = _pairs(layout, chunk_size)
+    rows = layout.size
+    if layout.rows is not None:
+        rows = min(layout.size, max(pairs // num, 1 if layout.has_globals else _MIN_ROWS))
+    step = num if layout.has_globals else max(1, pairs // rows)
+    for chunk in torch.arange(layout.size).split(rows):
+        parts = [
+            _local_pass(target, layout, chunk, min(step, num - start))
+            for start in range(0, num, step)
+        ]
+        yield torch.cat(parts)
+
+
+def progress(total: int, what: str) -> "tqdm[Any]":
+    """Return a bar that shows after two seconds, and never if the output is no terminal.
+
+    Args:
+        total: Units of work.
+        what: What is being done.
+    """
+    return tqdm(total=total, desc=what, delay=2, disable=None, leave=False, unit_scale=True)
+
+
+def _local_pass(target: Target, layout: Layout, chunk: Tensor, count: int) -> Tensor:
+    with _only_rows(target, layout, chunk) as (args, kwargs):
+        weights = log_weights(target.model, target.guide, *args, num_particles=count, **kwargs)
+    local = [term.log_w for term in weights.terms if term.plates]
+    if len(local) > 1:
+        return torch.cat([log_w.reshape(count, -1) for log_w in local], 1).cpu()
+    return local[0].cpu()
+
+
+@contextmanager
+def _only_rows(
+    target: Target, layout: Layout, chunk: Tensor
+) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Yield the arguments with which model and guide see the rows of a chunk."""
+    args, kwargs = target.args, target.kwargs
+    with ExitStack() as stack:
+        if len(chunk) < layout.size:
+            sliced, name = layout.rows == "sliced", layout.names[layout.axis]
+            if sliced:
+                args = rows_of(args, chunk, layout.size)
+                cut = rows_of(tuple(kwargs.values()), chunk, layout.size)
+                kwargs = dict(zip(kwargs, cut, strict=True))
+            else:
+                layout.plates.shown[name] = len(chunk)
+                stack.callback(layout.plates.shown.clear)
+            stack.enter_context(MiniBatch(name, layout.size, chunk, sliced=sliced))
+        yield args, kwargs
+
+
+def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
+    """Tell whether the last rows alone have the weights that they have among all rows.
+
+    They have not where model or guide hold a table of all rows that they index by position.
+    """
+    if layout.size < 2:
+        return False
+    plate = layout.names[layout.axis]
+    chunk = torch.arange(layout.size)[-min(_MIN_ROWS, layout.size // 2) :]
+    drawn = Trace()
+    for name, site in sample_sites(whole.guide_trace):
+        node = dict(site)
+        for frame in site["cond_indep_stack"]:
+            axis = frame.dim - site["fn"].event_dim if frame.name == plate else 0
+            if axis and site["value"].shape[axis] == layout.size:
+                node["value"] = node["value"].index_select(axis, chunk.to(node["value"].device))
+        drawn.add_node(name, **node)
+    guide = poutine.replay(target.guide, trace=drawn)
+    try:
+        with _only_rows(target, layout, chunk) as (args, kwargs):
+            alone = log_weights(target.model, guide, *args, **kwargs)
+    except Exception:
+        return False
+    pairs = [
+        next(term.log_w for term in weights.terms if term.plates) for weights in (alone, whole)
+    ]
+    expected = pairs[1].index_select(1 + layout.axis, chunk.to(pairs[1].device))
+    return pairs[0].shape == expected.shape and torch.allclose(
+        pairs[0], expected, rtol=1e-3, atol=1e-3
+    )
+
+
+def _pairs(layout: Layout, chunk_size: int | None) -> int:
+    if chunk_size is None:
+        return max(1, _SCALARS // layout.width)
+    if chunk_size < 1:
+        raise ValueError(
+            f"expected chunk_size >= 1, the (draw, row) pairs at a time; got {chunk_size}. "
+            "Leave it out for a size that fits in memory."
+        )
+    return chunk_size
+
+
+def _row_axis(target: Target, names: tuple[str, ...], shape: tuple[int, ...]) -> int:
+    """Return which plate holds the rows: the guide's, else the one of the data's size."""
+    plate = getattr(target.guide, "plate", None)
+    if plate in names:
+        return names.index(plate)
+    for axis, size in enumerate(shape):
+        if any(has_rows(value, size) for value in target.args):
+            return axis
+    return 0

@@ -1,0 +1,160 @@
+"""A fitted pair, evaluated so that random state, parameter store and modules stay as they were."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import pyro
+import torch
+from pyro.poutine.subsample_messenger import SubsampleMessenger
+from torch import Tensor, nn
+
+__all__ = ["Fitted", "Target", "WholePlates", "resolve", "undisturbed"]
+
+
+@runtime_checkable
+class Fitted(Protocol):
+    """What ``px.fit`` returns, as far as diagnostics are concerned."""
+
+    @property
+    def model(self) -> Callable[..., Any]:
+        """The model."""
+
+    @property
+    def guide(self) -> Callable[..., Any]:
+        """Its guide."""
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The arguments of both."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, its guide, and the arguments that both are called with."""
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The torch modules behind model and guide."""
+        owners = [getattr(fn, "__self__", fn) for fn in (self.model, self.guide)]
+        return [owner for owner in owners if isinstance(owner, nn.Module)]
+
+    def devices(self) -> list[torch.device]:
+        """Return the CUDA devices in use."""
+        tensors = [value for value in (*self.args, *self.kwargs.values())]
+        tensors += [p for module in self.modules for p in module.parameters()]
+        found = {t.device for t in tensors if isinstance(t, Tensor) and t.is_cuda}
+        return sorted(found, key=str)
+
+
+def resolve(
+    owner: str,
+    model: Callable[..., Any] | Fitted,
+    guide: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Target:
+    """Return the target that a diagnostic was called with: a run, or a model and a guide.
+
+    Args:
+        owner: Name of the diagnostic, for messages.
+        model: A model, or a run.
+        guide: A guide, or None with a run.
+        args: Arguments of both; by default the run's.
+        kwargs: Keyword arguments of both.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if guide is None:
+        if not isinstance(model, Fitted):
+            raise TypeError(
+                f"{owner}: expected a run, or a model and a guide; got {type(model).__name__} "
+                f"alone. Write: px.{owner}(run), or px.{owner}(model, guide, *args)."
+            )
+        return Target(model.model, model.guide, args or tuple(model.args), kwargs)
+    for role, fn in (("model", model), ("guide", guide)):
+        if not callable(fn):
+            raise TypeError(
+                f"{owner}: expected the {role} to be callable; got {type(fn).__name__}. "
+                f"Write: px.{owner}(model, guide, *args)."
+            )
+    return Target(model, guide, args, kwargs)  # type: ignore[arg-type]
+
+
+@contextmanager
+def undisturbed(target: Target, seed: int | None) -> Iterator["WholePlates"]:
+    """Evaluate without gradients, and leave no trace.
+
+    Modules are in evaluation mode (no dropout, no update of running statistics). Plates that the
+    model subsamples show all their elements. While the context is active the way in which Pyro's
+    plates draw subsamples is replaced, so it is not for use in several threads.
+
+    Args:
+        target: What will be run.
+        seed: Seed of the random numbers; None to start from the caller's state.
+
+    Yields:
+        Which plates are subsampled, and how many of their elements to show.
+    """
+    store = pyro.get_param_store()
+    modes = [(part, part.training) for module in target.modules for part in module.modules()]
+    state = pyro.util.get_rng_state()
+    with ExitStack() as stack:
+        stack.callback(pyro.util.set_rng_state, state)
+        stack.enter_context(torch.random.fork_rng(devices=target.devices()))
+        stack.enter_context(store.scope(store.get_state()))
+        stack.enter_context(torch.no_grad())
+        plates = WholePlates()
+        stack.enter_context(plates.active())
+        for part, training in modes:
+            stack.callback(setattr, part, "training", training)
+        for module in target.modules:
+            module.eval()
+        if seed is not None:
+            pyro.set_rng_seed(seed)
+        yield plates
+
+
+class WholePlates:
+    """Makes plates that the model subsamples show all their elements, or a chosen number of them.
+
+    Attributes:
+        subsampled: Names of the plates that would have shown fewer.
+        shown: Number of elements to show of a plate, by name; all by default.
+    """
+
+    def __init__(self) -> None:
+        self.subsampled: set[str] = set()
+        self.shown: dict[str, int] = {}
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Replace how Pyro's plates draw a subsample."""
+        original = SubsampleMessenger._subsample
+
+        def subsample(
+            name: str,
+            size: int | None = None,
+            subsample_size: int | None = None,
+            subsample: Any = None,
+            use_cuda: Any = None,
+            device: Any = None,
+        ) -> Any:
+            if size is not None and subsample is None:
+                if subsample_size is not None and subsample_size < size:
+                    self.subsampled.add(name)
+                subsample_size = self.shown.get(name)
+            return original(name, size, subsample_size, subsample, use_cuda, device)
+
+        SubsampleMessenger._subsample = staticmethod(subsample)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            SubsampleMessenger._subsample = staticmethod(original)  # type: ignore[method-assign]

@@ -1,0 +1,268 @@
+"""Figures of a comparison. Nothing here touches matplotlib's global state."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from pyro_ext.diagnostics._reference import Reference, labels_of
+from pyro_ext.diagnostics._result import Result
+from pyro_ext.diagnostics._types import Array, Axes, DataTree, Figure
+
+__all__ = ["bound_ladder", "forest", "k_hats", "sd_ratios"]
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "D", "^", "v", "P")
+_MAX_SCALARS = 24
+_ERRORS = 2
+_LIMIT: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
+_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+
+
+def bound_ladder(results: Mapping[str, Result], exact_evidence: float | None) -> Figure:
+    """Draw ELBO, IWAE bound and estimated log evidence of each guide, ± 2 standard errors.
+
+    Args:
+        results: Results by name.
+        exact_evidence: A line, if known.
+    """
+    figure, axes = _figure(7.5, 1.6 + 0.75 * len(results))
+    particles = next(iter(results.values())).evidence.num_particles
+    kinds = (
+        ("elbo", "ELBO", -0.2),
+        ("iwae", f"IWAE-{particles}", 0.0),
+        ("log_evidence", "log evidence (importance sampling)", 0.2),
+    )
+    for color, marker, (kind, label, shift) in zip(_COLORS, _MARKERS, kinds, strict=False):
+        estimates = [getattr(result.evidence, kind) for result in results.values()]
+        axes.errorbar(
+            [estimate.value for estimate in estimates],
+            np.arange(len(results)) + shift,
+            xerr=[_ERRORS * estimate.se for estimate in estimates],
+            fmt=marker,
+            color=color,
+            capsize=3,
+            label=label,
+        )
+    if exact_evidence is not None:
+        axes.axvline(exact_evidence, color="black", linewidth=1, label="exact log evidence")
+    _rows(axes, list(results))
+    axes.set_xlabel("nats (bars: ± 2 standard errors)")
+    axes.set_title("Bounds on the log evidence: further right is better", fontsize=11)
+    _legend(figure)
+    return figure
+
+
+def k_hats(results: Mapping[str, Result]) -> Figure:
+    """Draw k-hat of each guide: over the datapoints, or one joint value each.
+
+    Args:
+        results: Results by name.
+    """
+    local = {n: r for n, r in results.items() if r.evidence.k_hat.values.numel() > 1}
+    threshold = next(iter((local or results).values())).evidence.k_hat.threshold
+    if local:
+        figure, axes = _figure(7.5, 4.4)
+        lowest = 0.0
+        for index, (name, result) in enumerate(local.items()):
+            values = np.sort(result.evidence.k_hat.values.flatten().numpy())
+            lowest = min(lowest, float(values[0]))
+            axes.plot(
+                (np.arange(len(values)) + 0.5) / len(values) * 100,
+                values,
+                color=_COLORS[index % len(_COLORS)],
+                linewidth=1.8,
+                marker=_MARKERS[index % len(_MARKERS)] if len(values) <= 50 else None,
+                markersize=4,
+                label=name,
+            )
+        axes.axhline(threshold, **_LIMIT, label=f"limit {threshold:.2f}")
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("datapoints, from lowest to highest k-hat (%)")
+        axes.set_ylabel("k-hat")
+        axes.set_title("k-hat by datapoint: weighting works below the line", fontsize=11)
+    else:
+        figure, axes = _figure(7.5, 1.6 + 0.45 * len(results))
+        joint = [result.evidence.k_hat.values.item() for result in results.values()]
+        axes.scatter(joint, np.arange(len(results)), color=_COLORS[0], zorder=3, s=45)
+        for row, value in enumerate(joint):
+            axes.annotate(
+                f"{value:.2f}",
+                (value, row),
+                xytext=(0, 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+        axes.axvline(threshold, **_LIMIT, label=f"limit {threshold:.2f}")
+        axes.set_xlim(min(0.0, *joint) - 0.05, max(1.0, *joint) + 0.1)
+        _rows(axes, list(results))
+        axes.set_xlabel("k-hat of the joint importance weights")
+        axes.set_title("k-hat: weighting works left of the line", fontsize=11)
+    _legend(figure)
+    return figure
+
+
+def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
+    """Draw marginal means and central 95 % intervals of each guide and of the reference.
+
+    Args:
+        results: Results by name.
+        reference: The reference.
+    """
+    chosen, total = _chosen(results)
+    panels: dict[str, list[str]] = {}
+    for label in chosen:
+        panels.setdefault(label.partition("[")[0], []).append(label)
+    count = len(results) + 1
+    height = 0.1 + 0.075 * count
+    from matplotlib.figure import Figure as NewFigure
+
+    sizes = [len(labels) for labels in panels.values()]
+    figure = NewFigure(
+        figsize=(7.5, 1.9 + 0.55 * len(panels) + height * sum(sizes)), layout="constrained"
+    )
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[s + 0.6 for s in sizes])
+    sources: list[tuple[str, Any, str, str]] = [(reference.label, None, "black", ".")]
+    for index, (name, result) in enumerate(results.items()):
+        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        sources.append((name, result, color, marker))
+    for axes, (variable, labels) in zip(grid[:, 0], panels.items(), strict=True):
+        for position, (name, result, color, marker) in enumerate(sources):
+            rows = np.arange(len(labels)) + 0.8 * ((position + 0.5) / count - 0.5)
+            places = _places(results, variable, labels)
+            tree = reference.tree if result is None else result.tree
+            mean, low, high = _interval(tree, reference, variable, places)
+            first = axes is grid[0, 0]
+            axes.errorbar(
+                mean,
+                rows,
+                xerr=(np.maximum(mean - low, 0), np.maximum(high - mean, 0)),
+                fmt=marker,
+                color=color,
+                markersize=5,
+                linewidth=1.6,
+                label=name if first else None,
+            )
+        _rows(axes, labels)
+        axes.set_ylabel(None)
+    grid[-1, 0].set_xlabel("mean and central 95 % interval")
+    grid[0, 0].set_title(_title("Marginals", len(chosen), total), fontsize=11)
+    _legend(figure)
+    return figure
+
+
+def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
+    """Draw each guide's marginal sds over those of the reference.
+
+    Args:
+        results: Results by name.
+        reference: The reference.
+    """
+    chosen, total = _chosen(results)
+    figure, axes = _figure(7.5, 1.7 + (0.12 + 0.07 * len(results)) * len(chosen))
+    axes.axvline(1.0, color="black", linewidth=1, label=f"{reference.label} sd")
+    low, high = 0.9, 1.1
+    for index, (name, result) in enumerate(results.items()):
+        if result.distance is None:
+            continue
+        place = {label: i for i, label in enumerate(result.distance.labels)}
+        ratios = np.array([result.distance.sd_ratio[place[label]] for label in chosen])
+        low, high = min(low, float(ratios.min())), max(high, float(ratios.max()))
+        shift = 0.7 * ((index + 0.5) / len(results) - 0.5)
+        axes.plot(
+            ratios,
+            np.arange(len(chosen)) + shift,
+            _MARKERS[index % len(_MARKERS)],
+            color=_COLORS[index % len(_COLORS)],
+            markersize=5,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(low / 1.06, high * 1.06)
+    shown = [tick for tick in _TICKS if low / 1.06 <= tick <= high * 1.06]
+    while len(shown) > 9:
+        shown = [tick for i, tick in enumerate(shown) if i % 2 == 0 or tick == 1]
+    axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    axes.set_xticks([], minor=True)
+    _rows(axes, chosen)
+    axes.set_xlabel("sd / reference sd (left of 1: too narrow)")
+    axes.set_title(_title("Posterior sds", len(chosen), total), fontsize=11)
+    _legend(figure)
+    return figure
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure as NewFigure
+
+    figure = NewFigure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(visible=True, color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _rows(axes: Axes, labels: list[str]) -> None:
+    axes.set_yticks(np.arange(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.45, -0.55)
+    axes.grid(visible=True, axis="x", color="0.9", linewidth=0.8)
+    axes.grid(visible=False, axis="y")
+    axes.set_axisbelow(True)
+
+
+def _legend(figure: Figure) -> None:
+    """Put the legend below the axes, where it covers nothing."""
+    entries: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    longest = max(map(len, entries))
+    columns = max(1, min(len(entries), 75 // (longest + 6)))
+    figure.legend(
+        list(entries.values()),
+        list(entries),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=9,
+    )
+
+
+def _title(what: str, shown: int, total: int) -> str:
+    if shown == total:
+        return f"{what} against the reference"
+    return f"{what} against the reference: the {shown} of {total} furthest from it"
+
+
+def _chosen(results: Mapping[str, Result]) -> tuple[list[str], int]:
+    """Return the scalars to show, in order: all, or those that are furthest from the reference."""
+    distances = [r.distance for r in results.values() if r.distance is not None]
+    labels = distances[0].labels
+    if len(labels) <= _MAX_SCALARS:
+        return labels, len(labels)
+    with np.errstate(divide="ignore"):
+        score = np.max(
+            [np.maximum(np.abs(d.mean_error), np.abs(np.log(d.sd_ratio))) for d in distances], 0
+        )
+    worst = sorted(np.argsort(-score, kind="stable")[:_MAX_SCALARS].tolist())
+    return [labels[i] for i in worst], len(labels)
+
+
+def _places(results: Mapping[str, Result], variable: str, labels: list[str]) -> list[int]:
+    """Return where the labels lie in the flattened variable."""
+    group = next(iter(results.values())).tree["posterior"][variable]
+    place = {label: i for i, label in enumerate(labels_of(group))}
+    return [place[label] for label in labels]
+
+
+def _interval(
+    tree: DataTree | None, reference: Reference, variable: str, places: list[int]
+) -> tuple[Array, Array, Array]:
+    if tree is None:
+        moments = reference.moments[variable]
+        mean, sd = moments.mean.reshape(-1)[places], moments.sd.reshape(-1)[places]
+        return mean, mean - 1.96 * sd, mean + 1.96 * sd
+    draws = np.asarray(tree["posterior"][variable].values, dtype=float)
+    draws = draws.reshape(draws.shape[0] * draws.shape[1], -1)[:, places]
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0)
+    return draws.mean(0), low, high

@@ -19,8 +19,15 @@ from pyro_ext.diagnostics import to_datatree as to_datatree
 from pyro_ext.families import Diagonal as Diagonal
 from pyro_ext.families import Family as Family
 from pyro_ext.families import FullCovariance as FullCovariance
+from pyro_ext.losses import CIWAE as CIWAE
+from pyro_ext.losses import CUBO as CUBO
 from pyro_ext.losses import ELBO as ELBO
 from pyro_ext.losses import IWAE as IWAE
+from pyro_ext.losses import MIWAE as MIWAE
+from pyro_ext.losses import PIWAE as PIWAE
+from pyro_ext.losses import JackknifeIWAE as JackknifeIWAE
+from pyro_ext.losses import Renyi as Renyi
+from pyro_ext.losses import WakeSleep as WakeSleep
 from pyro_ext.minibatch import MiniBatch as MiniBatch
 from pyro_ext.training import Run as Run
 from pyro_ext.training import fit as fit

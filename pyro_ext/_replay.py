@@ -3,22 +3,35 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 __all__ = ["computed_once", "remember_params"]
 
-_MEMO: ContextVar[dict[object, Tensor] | None] = ContextVar("pyro_ext_params", default=None)
+
+@dataclass(frozen=True)
+class _Memo:
+    """What was computed in this step, and whether a second run gets it detached."""
+
+    stopped: bool
+    params: dict[object, Tensor] = field(default_factory=dict)
+
+
+_MEMO: ContextVar[_Memo | None] = ContextVar("pyro_ext_params", default=None)
 
 
 @contextmanager
-def remember_params() -> Iterator[None]:
-    """Within this context, ``computed_once`` computes once per key and then returns it detached.
+def remember_params(*, stopped: bool) -> Iterator[None]:
+    """Within this context, ``computed_once`` computes once per key.
 
-    The frozen replay of a guide (``stl``, ``dreg``) must see the very π that the draws came from,
-    also where the encoder has dropout, and must not pay for the encoder twice.
+    A replay of a guide must see the very π that the draws came from, also where the encoder has
+    dropout, and must not pay for the encoder twice.
+
+    Args:
+        stopped: Whether a replay gets π detached (``stl``, ``dreg``).
     """
-    token = _MEMO.set({})
+    token = _MEMO.set(_Memo(stopped))
     try:
         yield
     finally:
@@ -26,11 +39,12 @@ def remember_params() -> Iterator[None]:
 
 
 def computed_once(key: object, compute: Callable[[], Tensor]) -> Tensor:
-    """Return ``compute()``, or, on a frozen replay, what it returned before, detached."""
+    """Return ``compute()``, or what it returned before in this step."""
     memo = _MEMO.get()
     if memo is None:
         return compute()
-    if key in memo:
-        return memo[key].detach()
-    memo[key] = compute()
-    return memo[key]
+    if key in memo.params:
+        found = memo.params[key]
+        return found.detach() if memo.stopped else found
+    memo.params[key] = compute()
+    return memo.params[key]

@@ -11,7 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_ext.structure import Structure, plate_frames, sample_sites
+from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
 __all__ = ["Particles", "PathScale", "Term", "check_shape", "make_terms", "score", "site_log_prob"]
 
@@ -102,6 +102,7 @@ class Term:
     Args:
         log_p: log p(x, z), masked and unscaled, shape ``(particles, *batch)``.
         log_q: log q(z), the same shape.
+        log_q_score: The part of log q(z) whose sites are not reparameterized, or None.
         plates: The plates that ``batch`` runs over, left to right; empty for one joint weight.
         scale: Factor outside the bound: subsampling N/B, ``poutine.scale``, 1 / ``num_outer``.
         subsampled: A subsampled plate whose scale had to stay inside the weight, or None. A
@@ -110,6 +111,7 @@ class Term:
 
     log_p: Float[Tensor, " particles *batch"]
     log_q: Float[Tensor, " particles *batch"]
+    log_q_score: Float[Tensor, " particles *batch"] | None
     plates: tuple[str, ...]
     scale: float
     subsampled: str | None
@@ -222,8 +224,12 @@ def _term(
     count = len(model_sites)
     log_p = _total(model_sites, factors[:count], layout)
     log_q = _total(guide_sites, factors[count:], layout)
-    log_p, log_q = torch.broadcast_tensors(
-        *(part if part is not None else torch.zeros(()) for part in (log_p, log_q))
+    scored = [site for site in guide_sites if is_random(site) and not site["fn"].has_rsample]
+    log_q_score = _total(scored, [1.0] * len(scored), layout)
+    parts = (log_p, log_q, log_q_score)
+    zero = next(part for part in parts if part is not None).new_zeros(())
+    log_p, log_q, score = torch.broadcast_tensors(
+        *(zero if part is None else part for part in parts)
     )
     inner = particles.inner if home is not None or not structure.local else 1
     if log_p.shape[1] > inner:
@@ -233,10 +239,11 @@ def _term(
             "or pass joint=True."
         )
     sizes = (particles.outer, inner, *log_p.shape[2:])
-    log_p, log_q = (part.expand(sizes).movedim(1, 0) for part in (log_p, log_q))
+    log_p, log_q, score = (part.expand(sizes).movedim(1, 0) for part in (log_p, log_q, score))
     if particles.outer == 1:
-        log_p, log_q = log_p.squeeze(1), log_q.squeeze(1)
-    return Term(log_p, log_q, names, outside / particles.outer, subsampled, path, layout)
+        log_p, log_q, score = log_p.squeeze(1), log_q.squeeze(1), score.squeeze(1)
+    scale = outside / particles.outer
+    return Term(log_p, log_q, score if scored else None, names, scale, subsampled, path, layout)
 
 
 def _total(sites: list[Any], factors: list[Any], layout: _Layout) -> Tensor | None:

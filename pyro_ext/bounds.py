@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["elbo", "iwae"]
+__all__ = ["ciwae", "cubo", "elbo", "iwae", "jackknife", "renyi"]
+
+_NEAR_ONE = 1e-3  # |1 - alpha| below which the Rényi bound is computed about the ELBO
 
 
 def elbo(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *batch"]:
@@ -40,10 +42,137 @@ def iwae(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *ba
         log_weights: Log importance weights, shape ``(particles, *batch)``.
 
     References:
-        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2015) | https://arxiv.org/abs/1509.00519
+        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2015) |
+        https://arxiv.org/abs/1509.00519
 
     Example:
         >>> iwae(torch.tensor([[1.0], [3.0]]).log())
         tensor([0.6931])
     """
     return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])
+
+
+def ciwae(
+    log_weights: Float[Tensor, " particles *batch"], beta: float
+) -> Float[Tensor, " *batch"]:
+    r"""Return the convex combination of the ELBO and the importance-weighted bound.
+
+    .. math:: \beta\,\mathcal{L} + (1 - \beta)\,\mathcal{L}_K
+
+    Args:
+        log_weights: Log importance weights, shape ``(particles, *batch)``.
+        beta: Share of the ELBO, in [0, 1].
+
+    Raises:
+        ValueError: If ``beta`` is outside [0, 1].
+
+    References:
+        Tighter Variational Bounds are Not Necessarily Better (Rainforth et al., 2018) |
+        https://arxiv.org/abs/1802.04537
+
+    Example:
+        >>> ciwae(torch.tensor([[1.0], [3.0]]).log(), beta=1.0)
+        tensor([0.5493])
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"ciwae: expected beta in [0, 1]; got {beta}. Write: beta=0.5.")
+    return beta * elbo(log_weights) + (1 - beta) * iwae(log_weights)
+
+
+def renyi(
+    log_weights: Float[Tensor, " particles *batch"], alpha: float
+) -> Float[Tensor, " *batch"]:
+    r"""Return the Rényi bound of order α, estimated with K particles (VR-IWAE).
+
+    .. math:: \mathcal{L}^{(\alpha)}_K = \frac{1}{1 - \alpha} \log \frac1K \sum_k w_k^{1 - \alpha}
+
+    α = 0 is the importance-weighted bound, and α → 1 the ELBO, to which the formula is continued.
+
+    Args:
+        log_weights: Log importance weights, shape ``(particles, *batch)``.
+        alpha: Order α, any real number.
+
+    References:
+        Rényi Divergence Variational Inference (Li and Turner, 2016) |
+        https://arxiv.org/abs/1602.02311
+        Alpha-divergence Variational Inference Meets Importance Weighted Auto-Encoders
+        (Daudel et al., 2023) | https://arxiv.org/abs/2210.06226
+
+    Example:
+        >>> renyi(torch.tensor([[1.0], [3.0]]).log(), alpha=0.5)
+        tensor([0.6238])
+    """
+    order = 1 - alpha
+    if abs(order) >= _NEAR_ONE:
+        return iwae(order * log_weights) / order
+    centre = elbo(log_weights)
+    if order == 0:
+        return centre
+    excess = torch.expm1(order * (log_weights - centre)).mean(0)
+    return centre + torch.log1p(excess) / order
+
+
+def cubo(
+    log_weights: Float[Tensor, " particles *batch"], order: float = 2.0
+) -> Float[Tensor, " *batch"]:
+    r"""Return the χ upper bound of order n, estimated with K particles.
+
+    .. math:: \mathcal{U}_n = \frac1n \log \mathbb{E}_q w^n
+              \approx \frac1n \log \frac1K \sum_k w_k^n
+
+    It is the Rényi bound of order α = 1 - n. It lies above the log evidence; its estimate with
+    finite K is biased downwards, and falls on the bound as K grows.
+
+    Args:
+        log_weights: Log importance weights, shape ``(particles, *batch)``.
+        order: Order n, at least 1.
+
+    Raises:
+        ValueError: If ``order`` is less than 1: then it is no upper bound.
+
+    References:
+        Variational Inference via χ Upper Bound Minimization (Dieng et al., 2017) |
+        https://arxiv.org/abs/1611.00328
+
+    Example:
+        >>> cubo(torch.tensor([[1.0], [3.0]]).log())
+        tensor([0.8047])
+    """
+    if order < 1:
+        raise ValueError(f"cubo: expected order >= 1; got {order}. Write: order=2.")
+    return renyi(log_weights, alpha=1 - order)
+
+
+def jackknife(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *batch"]:
+    r"""Return the importance-weighted estimate with its bias of order 1/K removed.
+
+    .. math:: K \mathcal{L}_K - \frac{K - 1}{K} \sum_k \mathcal{L}_{K-1}(w_{-k})
+
+    Its bias is of order 1/K², and it is no lower bound.
+
+    Args:
+        log_weights: Log importance weights, shape ``(particles, *batch)``.
+
+    Raises:
+        ValueError: If there is one particle only.
+
+    References:
+        Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife
+        Variational Inference (Nowozin, 2018) | https://openreview.net/forum?id=HyZoi-WRb
+
+    Example:
+        >>> jackknife(torch.tensor([[1.0], [3.0]]).log())
+        tensor([0.8370])
+    """
+    count = log_weights.shape[0]
+    if count < 2:
+        raise ValueError(
+            f"jackknife: expected at least two particles; got {count}. Write: num_particles=10."
+        )
+    # log(sum - w_k) cancels only for the largest weight, whose sum of others is taken directly.
+    largest = log_weights.argmax(0, keepdim=True)
+    total = torch.logsumexp(log_weights, 0, keepdim=True)
+    share = (log_weights - total).exp().scatter(0, largest, 0.0)
+    rest = torch.logsumexp(log_weights.scatter(0, largest, -math.inf), 0, keepdim=True)
+    left_out = (total + torch.log1p(-share)).scatter(0, largest, rest) - math.log(count - 1)
+    return count * iwae(log_weights) - (count - 1) * left_out.mean(0)

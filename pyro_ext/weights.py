@@ -1,46 +1,21 @@
 """(model, guide) → log importance weights. Plates, masks and scales are dealt with here only."""
 
-import warnings
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from pyro.poutine import Trace
-from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
-from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
-from pyro_ext._replay import remember_params
-from pyro_ext._terms import (
-    Particles,
-    PathScale,
-    Term,
-    check_shape,
-    make_terms,
-    score,
-    site_log_prob,
-)
-from pyro_ext.structure import (
-    ParticlePlate,
-    Structure,
-    analyse,
-    identity,
-    plate_frames,
-    sample_sites,
-    trace_params,
-)
+from pyro_ext._checks import Pair, check_pair, explain_failure
+from pyro_ext._discover import Found, discover, recall, suggested
+from pyro_ext._run import Leaf, Mode, Traces, run_pair
+from pyro_ext._terms import Particles, Term, make_terms
+from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
-__all__ = ["LogWeights", "Term", "log_weights"]
-
-_Found = tuple[Structure, Structure]
-_Key = tuple[Any, ...]
-_CACHE: dict[_Key, tuple[_Found, tuple[weakref.ref[Any], ...]]] = {}
-_CACHE_SIZE = 128
+__all__ = ["LogWeights", "Mode", "Term", "log_weights", "weigh"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +33,7 @@ class LogWeights:
     model_trace: Trace
     guide_trace: Trace
     max_plate_nesting: int
+    leaves: tuple[Leaf, ...] = ()
 
     def estimate(self, bound: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
         """Return Σ scale · bound(log w), the bound of the whole data set.
@@ -67,6 +43,15 @@ class LogWeights:
         """
         parts = [term.scale * bound(term.log_w).sum() for term in self.terms]
         return torch.stack(parts).sum()
+
+    @property
+    def hierarchical(self) -> bool:
+        """Whether there are global latents beside local ones."""
+        local = {name for term in self.terms for name in term.plates}
+        return bool(local) and any(
+            is_random(site) and local.isdisjoint(frame.name for frame in plate_frames(site))
+            for _, site in sample_sites(self.guide_trace)
+        )
 
     @property
     def latents(self) -> dict[str, Tensor]:
@@ -134,7 +119,7 @@ def log_weights(
         if value < 1:
             raise ValueError(f"log_weights: expected {name} >= 1; got {value}. Write: {name}=1.")
     pair = Pair(model, guide, args, kwargs)
-    return weigh(pair, Particles(num_particles, num_outer), joint=joint)
+    return weigh(pair, Particles(num_particles, num_outer), joint=joint, mode=Mode())
 
 
 def weigh(
@@ -142,8 +127,7 @@ def weigh(
     particles: Particles,
     *,
     joint: bool,
-    stop_guide: bool = False,
-    scale_path: bool = False,
+    mode: Mode,
 ) -> LogWeights:
     """Do the work of ``log_weights``.
 
@@ -151,239 +135,32 @@ def weigh(
         pair: Model, guide and their arguments.
         particles: Number of particles.
         joint: Whether all sites make one joint weight.
-        stop_guide: Whether log q is evaluated with the guide's parameters stopped.
-        scale_path: Whether gradients through latents are scaled by ``Term.scale_path``.
+        mode: Where gradients flow.
     """
-    key = (*identity(pair.model), *identity(pair.guide), joint, stop_guide)
-    found = _recall(key) or _remember(key, pair, _discover(pair, joint=joint, stop=stop_guide))
-    candidate, structure = found
+    known = recall(pair, joint=joint, stop=mode.stop_guide)
+    found = known or discover(pair, joint=joint, stop=mode.stop_guide)
     try:
-        result = _run(pair, structure, particles, stop_guide=stop_guide, scale_path=scale_path)
-        if _candidate(result.model_trace, result.guide_trace, joint=joint) == candidate:
-            return result
+        traces = run_pair(pair, found.structure, particles, mode)
+        if suggested(traces.model, traces.guide, joint=joint) == found.suggested:
+            return _weights(traces, found.structure, particles)
     except Exception as error:
-        if _discover_or_none(pair, joint=joint, stop=stop_guide) in (None, found):
+        if known is None or _again(pair, joint=joint, stop=mode.stop_guide) in (None, found):
             explain_failure(error, pair, particles=particles.inner * particles.outer)
             raise
-    # The pair's plates have changed since they were looked at: look again.
-    _, structure = _remember(key, pair, _discover(pair, joint=joint, stop=stop_guide))
-    return _run(pair, structure, particles, stop_guide=stop_guide, scale_path=scale_path)
+    # The pair's plates have changed since they were looked at.
+    found = discover(pair, joint=joint, stop=mode.stop_guide)
+    traces = run_pair(pair, found.structure, particles, mode)
+    return _weights(traces, found.structure, particles)
 
 
-def _recall(key: _Key) -> _Found | None:
-    """Return what was found for a pair, unless it is another one at the same address."""
-    entry = _CACHE.get(key)
-    return entry[0] if entry is not None and all(ref() is not None for ref in entry[1]) else None
-
-
-def _remember(key: _Key, pair: Pair, found: _Found) -> _Found:
-    if len(_CACHE) >= _CACHE_SIZE:
-        _CACHE.pop(next(iter(_CACHE)))
+def _again(pair: Pair, *, joint: bool, stop: bool) -> Found | None:
     try:
-        refs = tuple(weakref.ref(getattr(fn, "__self__", fn)) for fn in (pair.model, pair.guide))
-    except TypeError:
-        return found  # cannot be watched: looked at anew in each call
-    _CACHE[key] = _CACHE[(*key[:-1], False)] = found, refs
-    return found
-
-
-def _candidate(model_trace: Trace, guide_trace: Trace, *, joint: bool) -> Structure:
-    found = analyse(model_trace, guide_trace)
-    return Structure(found.nesting) if joint else found
-
-
-def _discover(pair: Pair, *, joint: bool, stop: bool) -> _Found:
-    """Return what the traces suggest, and what is left when coupled plates count as global."""
-    with torch.no_grad(), poutine.block(), _same_random_state():
-        try:
-            model_trace, guide_trace = _traces(pair)
-        except Exception as error:
-            explain_failure(error, pair, particles=1)
-            raise
-        check_pair(model_trace, guide_trace)
-        check_shapes(model_trace, guide_trace)
-        if stop:
-            _check_stopped(pair)
-        candidate = _candidate(model_trace, guide_trace, joint=joint)
-        structure, index = candidate, 0
-        while index < len(structure.local):
-            alone = Structure(
-                candidate.nesting, (structure.local[index],), (structure.members[index],)
-            )
-            try:
-                leaks = _leaks(pair, alone)
-            except Exception as error:
-                explain_failure(error, pair, particles=2)
-                raise
-            if leaks:
-                structure = structure.without(index)
-            else:
-                index += 1
-    return candidate, structure
-
-
-def _discover_or_none(pair: Pair, *, joint: bool, stop: bool) -> _Found | None:
-    try:
-        return _discover(pair, joint=joint, stop=stop)
+        return discover(pair, joint=joint, stop=stop)
     except Exception:
         return None
 
 
-def _check_stopped(pair: Pair) -> None:
-    """Raise if the guide, run again on its draws with its parameters stopped, is another q."""
-    with torch.enable_grad(), remember_params():
-        trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
-        given = _with_stopped_values(trace, [name for name, _ in sample_sites(trace)])
-        with _frozen(pair.guide, trace):
-            for name, site in sample_sites(_replayed(pair, given)):
-                log_q, again = site_log_prob(trace.nodes[name]), site_log_prob(site)
-                if not torch.allclose(log_q, again, rtol=1e-2, atol=0.1, equal_nan=True):
-                    raise ValueError(
-                        f"guide site '{name}': expected the same distribution when the guide is "
-                        "run again on its own draws, as 'stl' and 'dreg' do; got another, as a "
-                        "dropout layer makes it. Write guide.eval(), make the layer part of the "
-                        "encoder of px.AutoAmortized, or estimator='reparam'."
-                    )
-                if again.requires_grad:
-                    raise ValueError(
-                        f"guide site '{name}': expected a distribution whose trainable tensors "
-                        "Pyro sees, so that 'stl' and 'dreg' can stop them; got one that depends "
-                        "on another. Write pyro.module('encoder', encoder) or pyro.param in the "
-                        "guide, or estimator='reparam'."
-                    )
-
-
-def _leaks(pair: Pair, alone: Structure) -> bool:
-    """Tell whether a site outside the plates changes with the particles inside them."""
-    with _particle_plates(alone, Particles(2, 1)):
-        model_trace, guide_trace = _traces(pair)
-    for trace in (model_trace, guide_trace):
-        for _, site in sample_sites(trace):
-            if alone.home(site) is None:
-                try:
-                    check_shape(site, site_log_prob(site).shape)
-                except ValueError:
-                    return True
-    return False
-
-
-@contextmanager
-def _same_random_state() -> Iterator[None]:
-    """Leave the random state as it was, so that a look at the pair changes no draw."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-@contextmanager
-def _particle_plates(structure: Structure, particles: Particles) -> Iterator[None]:
-    outer, inner = particles.dims(structure.nesting)
-    inside = frozenset().union(*structure.members) if structure.local else None
-    with ExitStack() as stack:
-        if outer is not None:
-            stack.enter_context(ParticlePlate("outer", particles.outer, outer, None))
-        if inner is not None:
-            stack.enter_context(ParticlePlate("inner", particles.inner, inner, inside))
-        yield
-
-
-def _traces(pair: Pair) -> tuple[Trace, Trace]:
-    """Return the traces of the model and of the guide that it is replayed against."""
-    unwrapped = poutine.unwrap(pair.guide)
-    if isinstance(unwrapped, GuideMessenger):
-        pair.guide(*pair.args, **pair.kwargs)
-        return unwrapped.get_traces()
-    guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
-    return _model_trace(pair, guide_trace), guide_trace
-
-
-def _model_trace(pair: Pair, guide_trace: Trace) -> Trace:
-    replayed = poutine.replay(pair.model, trace=guide_trace)
-    return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-
-
-def _run(
-    pair: Pair,
-    structure: Structure,
-    particles: Particles,
-    *,
-    stop_guide: bool = False,
-    scale_path: bool = False,
-) -> LogWeights:
-    paths = [PathScale() for _ in range(len(structure.local) + 1)]
-    with remember_params(), _particle_plates(structure, particles):
-        if not (stop_guide or scale_path):
-            model_trace, guide_trace = _traces(pair)
-            scored = guide_trace
-        else:
-            guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
-            scaled = _with_scaled_paths(guide_trace, structure, paths) if scale_path else None
-            model_trace = _model_trace(pair, scaled or guide_trace)
-            with _frozen(pair.guide, guide_trace):
-                scored = _replayed(pair, scaled or guide_trace)
-                if scaled is not None and structure.local and particles.inner > 1:
-                    _stop_globals(scored, pair, scaled, structure)
-                score(scored)
-    check_pair(model_trace, guide_trace)
-    terms = make_terms(model_trace, scored, structure, particles, paths)
-    return LogWeights(terms, model_trace, guide_trace, structure.nesting)
-
-
-def _replayed(pair: Pair, trace: Trace) -> Trace:
-    replayed = poutine.replay(pair.guide, trace=trace)
-    return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
-
-
-def _stop_globals(scored: Trace, pair: Pair, trace: Trace, structure: Structure) -> None:
-    """Score the local sites with the globals that they depend on stopped.
-
-    The globals are parameters of q(z | globals), whose score the doubly reparameterized estimator
-    replaces by the scaled path, as it does that of the guide's own parameters.
-    """
-    shared = [name for name, site in sample_sites(trace) if structure.home(site) is None]
-    for name, site in sample_sites(_replayed(pair, _with_stopped_values(trace, shared))):
-        if structure.home(site) is not None:
-            scored.nodes[name] = site
-
-
-def _with_stopped_values(trace: Trace, names: list[str]) -> Trace:
-    copy = trace.copy()
-    nodes: dict[str, Any] = copy.nodes
-    for name in names:
-        nodes[name] = nodes[name] | {"value": nodes[name]["value"].detach()}
-    return copy
-
-
-def _with_scaled_paths(trace: Trace, structure: Structure, paths: list[PathScale]) -> Trace:
-    """Return a copy whose values pass their gradients on through the scale of their term.
-
-    Only the term whose particles are averaged inside the log is scaled: the local ones, if any.
-    """
-    copy = trace.copy()
-    for name, site in sample_sites(trace):
-        home = structure.home(site)
-        if site["is_observed"] or (home is None and structure.local):
-            continue
-        path = paths[0 if home is None else home + 1]
-        copy.nodes[name] = site.copy()
-        copy.nodes[name]["value"] = path(site["value"], site["fn"].event_dim)
-    return copy
-
-
-@contextmanager
-def _frozen(guide: Callable[..., Any], trace: Trace) -> Iterator[None]:
-    """Stop the guide's parameters, and silence Pyro's word about parameters without gradient."""
-    params = set(trace_params(trace))
-    owner = getattr(guide, "__self__", guide)
-    if isinstance(owner, torch.nn.Module):
-        params |= set(owner.parameters())
-    trainable = [param for param in params if param.requires_grad]
-    try:
-        for param in trainable:
-            param.requires_grad = False
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*was not registered in the param store")
-            yield
-    finally:
-        for param in trainable:
-            param.requires_grad = True
+def _weights(traces: Traces, structure: Structure, particles: Particles) -> LogWeights:
+    check_pair(traces.model, traces.guide)
+    terms = make_terms(traces.model, traces.scored, structure, particles, traces.paths)
+    return LogWeights(terms, traces.model, traces.guide, structure.nesting, traces.leaves)

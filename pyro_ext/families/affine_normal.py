@@ -54,7 +54,6 @@ class AffineNormal(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.loc, self.factor, self.triangular = loc, factor, triangular
-        self._drawn: tuple[Tensor, Tensor] | None = None
         self._lu: tuple[Tensor, Tensor] | None = None
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], factor.shape[:-2])
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
@@ -63,7 +62,7 @@ class AffineNormal(TorchDistribution):
         """Return the same distribution with a larger batch shape, without copying S."""
         new = self._get_checked_instance(AffineNormal, _instance)
         new.loc, new.factor, new.triangular = self.loc, self.factor, self.triangular
-        new._drawn, new._lu = None, self._lu
+        new._lu = self._lu
         super(AffineNormal, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -89,19 +88,13 @@ class AffineNormal(TorchDistribution):
         noise = torch.randn(
             self._extended_shape(Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
         )
-        value = self.loc + self._by_column(torch.matmul, noise)
-        # Under no_grad the draw does not depend on μ and S, so its noise is no short cut to log q.
-        self._drawn = (value, noise) if torch.is_grad_enabled() else None
-        return value
+        return self.loc + self._by_column(torch.matmul, noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q(value), shape ``(*sample, *batch)``."""
         if self._validate_args:
             self._validate_sample(value)
-        if self._drawn is not None and self._drawn[0] is value:
-            noise = self._drawn[1]
-        else:
-            noise = self._by_column(self._solve, value - self.loc)
+        noise = self._by_column(self._solve, value - self.loc)
         constant = 0.5 * math.log(2 * math.pi) * self.event_shape[0]
         return -0.5 * noise.square().sum(-1) - self._log_abs_det() - constant
 

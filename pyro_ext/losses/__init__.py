@@ -1,6 +1,23 @@
 """Losses for Pyro's SVI: a bound and a gradient estimator each."""
 
+from pyro_ext.losses.ciwae import CIWAE as CIWAE
+from pyro_ext.losses.cubo import CUBO as CUBO
 from pyro_ext.losses.elbo import ELBO as ELBO
 from pyro_ext.losses.iwae import IWAE as IWAE
+from pyro_ext.losses.jackknife import JackknifeIWAE as JackknifeIWAE
+from pyro_ext.losses.miwae import MIWAE as MIWAE
+from pyro_ext.losses.piwae import PIWAE as PIWAE
+from pyro_ext.losses.renyi import Renyi as Renyi
+from pyro_ext.losses.wake_sleep import WakeSleep as WakeSleep
 
-__all__ = ["ELBO", "IWAE"]
+__all__ = [
+    "CIWAE",
+    "CUBO",
+    "ELBO",
+    "IWAE",
+    "MIWAE",
+    "PIWAE",
+    "JackknifeIWAE",
+    "Renyi",
+    "WakeSleep",
+]

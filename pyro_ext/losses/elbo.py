@@ -1,14 +1,12 @@
 """The evidence lower bound."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from pyro_ext import bounds
-from pyro_ext._checks import Pair
 from pyro_ext._terms import Particles
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.weights import LogWeights, weigh
 
 __all__ = ["ELBO"]
 
@@ -24,10 +22,13 @@ class ELBO(BoundLoss):
     - ``"stl"`` (sticking the landing): leaves out the score of q, whose mean is zero. Unbiased
     too, and
       free of noise where q is the exact posterior.
+    - ``"score"`` (REINFORCE): for guide sites that are not reparameterized, discrete ones say, the
+      score function, with the mean of the other draws as baseline; reparameterized sites in the
+      same guide are differentiated as by ``"reparam"``.
 
     Args:
         num_particles: Number of draws that are averaged.
-        estimator: ``"reparam"`` or ``"stl"``.
+        estimator: ``"reparam"``, ``"stl"`` or ``"score"``.
 
     Raises:
         ValueError: If the estimator is unknown.
@@ -47,15 +48,16 @@ class ELBO(BoundLoss):
         1.5155
     """
 
-    estimators: ClassVar[tuple[str, ...]] = ("reparam", "stl")
+    estimators: ClassVar[tuple[str, ...]] = ("reparam", "stl", "score")
 
     def __init__(self, num_particles: int = 1, *, estimator: str = "reparam") -> None:
-        super().__init__(num_particles, estimator=estimator)
+        # The ELBO is linear in log w: one joint weight serves, and any scale may stay inside. Only
+        # the score function wants the cost of each element apart.
+        super().__init__(num_particles, estimator=estimator, joint=estimator != "score")
+        self.particles = Particles(1, num_particles)
 
-    def _weigh(self, pair: Pair, *, stop_guide: bool, scale_path: bool) -> LogWeights:
-        # The ELBO is linear in log w: one joint weight serves, and any scale may stay inside.
-        particles = Particles(1, self.num_particles)
-        return weigh(pair, particles, joint=True, stop_guide=stop_guide, scale_path=scale_path)
+    def _options(self) -> dict[str, Any]:
+        return {"num_particles": self.num_particles, "estimator": self.estimator}
 
     def _bound(self, log_weights: Tensor) -> Tensor:
         return bounds.elbo(log_weights)

@@ -1,14 +1,11 @@
 """The importance-weighted bound."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from pyro_ext import bounds
-from pyro_ext._checks import Pair
-from pyro_ext._terms import Particles
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.weights import LogWeights, weigh
 
 __all__ = ["IWAE"]
 
@@ -30,10 +27,15 @@ class IWAE(BoundLoss):
       as K grows.
     - ``"dreg"`` (doubly reparameterized): unbiased, and its signal-to-noise ratio grows with K.
     - ``"stl"``: leaves out the score of q; biased for K > 1.
+    - ``"vimco"``: for guide sites that are not reparameterized, the score function with a baseline
+      made of the other particles; reparameterized sites as by ``"reparam"``.
 
     Args:
         num_particles: Number K of particles.
-        estimator: ``"reparam"``, ``"dreg"`` or ``"stl"``.
+        estimator: ``"reparam"``, ``"dreg"``, ``"stl"`` or ``"vimco"``.
+        num_outer: Number of independent sets of K particles, averaged outside the log.
+        joint: Whether a model with global and local latents gets one joint weight instead of local
+            ones inside each global draw.
 
     Raises:
         ValueError: If the estimator is unknown.
@@ -41,6 +43,8 @@ class IWAE(BoundLoss):
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2015) | https://arxiv.org/abs/1509.00519
         Doubly Reparameterized Gradient Estimators (Tucker et al., 2018) | https://arxiv.org/abs/1810.04152
+        Variational Inference for Monte Carlo Objectives (Mnih and Rezende, 2016) |
+        https://arxiv.org/abs/1602.06725
         Variational Inference with Locally Enhanced Bounds (Geffner and Domke, 2022) | https://arxiv.org/abs/2203.04432
 
     Example:
@@ -54,14 +58,20 @@ class IWAE(BoundLoss):
         1.5155
     """
 
-    estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg", "stl")
+    estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg", "stl", "vimco")
 
-    def __init__(self, num_particles: int = 10, *, estimator: str = "reparam") -> None:
-        super().__init__(num_particles, estimator=estimator)
+    def __init__(
+        self,
+        num_particles: int = 10,
+        *,
+        estimator: str = "reparam",
+        num_outer: int = 1,
+        joint: bool = False,
+    ) -> None:
+        super().__init__(num_particles, estimator=estimator, num_outer=num_outer, joint=joint)
 
-    def _weigh(self, pair: Pair, *, stop_guide: bool, scale_path: bool) -> LogWeights:
-        particles = Particles(self.num_particles, 1)
-        return weigh(pair, particles, joint=False, stop_guide=stop_guide, scale_path=scale_path)
+    def _options(self) -> dict[str, Any]:
+        return {"num_particles": self.num_particles, "estimator": self.estimator}
 
     def _bound(self, log_weights: Tensor) -> Tensor:
         return bounds.iwae(log_weights)

@@ -14,33 +14,43 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair
 from pyro_ext._terms import Particles
+from pyro_ext.losses.score import score_surrogate
 from pyro_ext.structure import is_random, sample_sites
-from pyro_ext.weights import LogWeights, weigh
+from pyro_ext.weights import LogWeights, Mode, weigh
 
 __all__ = ["BoundLoss"]
 
+SCORE_ESTIMATORS = ("score", "vimco", "wake")
+
 
 class BoundLoss(pyro.infer.ELBO):
-    """Base of the losses; ``loss = -bound``.
+    """Base of the losses; ``loss = -bound``, or the bound itself where it is an upper one.
+
+    ``estimators`` are the gradients that a loss has, ``upper`` tells an upper bound, and
+    ``hierarchies`` whether the bound may be taken of local latents inside each global draw.
 
     A loss object holds no state of a model or guide, so that one object serves any number of
     pairs.
     """
 
     estimators: ClassVar[tuple[str, ...]]
+    upper: ClassVar[bool] = False
+    hierarchies: ClassVar[bool] = True
 
-    def __init__(self, num_particles: int, *, estimator: str) -> None:
+    def __init__(
+        self, num_particles: int, *, estimator: str, num_outer: int = 1, joint: bool = False
+    ) -> None:
         name = type(self).__name__
-        if isinstance(num_particles, bool) or not isinstance(num_particles, int):
-            raise TypeError(
-                f"{name}: expected num_particles to be an int; got {num_particles!r}. "
-                f"Write: px.{name}(num_particles=10)."
-            )
-        if num_particles < 1:
-            raise ValueError(
-                f"{name}: expected num_particles >= 1; got {num_particles}. "
-                f"Write: px.{name}(num_particles=10)."
-            )
+        for option, value in {"num_particles": num_particles, "num_outer": num_outer}.items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(
+                    f"{name}: expected {option} to be an int; got {value!r}. "
+                    f"Write: px.{name}({option}=10)."
+                )
+            if value < 1:
+                raise ValueError(
+                    f"{name}: expected {option} >= 1; got {value}. Write: px.{name}({option}=10)."
+                )
         if estimator not in self.estimators:
             raise ValueError(
                 f"{name}: expected estimator to be one of {list(self.estimators)}; got "
@@ -48,20 +58,29 @@ class BoundLoss(pyro.infer.ELBO):
                 f"estimator='{self.estimators[0]}')."
             )
         super().__init__(num_particles=num_particles, vectorize_particles=True)
-        self.estimator = estimator
+        self.estimator, self.joint = estimator, joint
+        self.particles = Particles(num_particles, num_outer)
 
     def __repr__(self) -> str:
         """Return the expression that makes this loss."""
-        name = type(self).__name__
-        return f"{name}(num_particles={self.num_particles}, estimator='{self.estimator}')"
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        return f"{type(self).__name__}({options})"
 
     @abstractmethod
-    def _weigh(self, pair: Pair, *, stop_guide: bool, scale_path: bool) -> LogWeights:
-        """Return the log weights that the bound is a function of."""
+    def _options(self) -> dict[str, Any]:
+        """Return the arguments that make this loss."""
 
     @abstractmethod
     def _bound(self, log_weights: Tensor) -> Tensor:
         """Return the bound of log weights ``(particles, *batch)``."""
+
+    def _path_factor(self, log_weights: Tensor) -> Tensor:
+        """Return what ``dreg`` multiplies the gradient through each particle by.
+
+        Autograd weighs the path of particle k by the derivative of the bound by log w_k. The
+        doubly reparameterized gradient has another weight there: this is the ratio of the two.
+        """
+        return torch.softmax(log_weights, 0)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -78,7 +97,7 @@ class BoundLoss(pyro.infer.ELBO):
             ValueError: If a guide site is not reparameterized, if a K-sample bound meets a
                 subsampled plate without latents of its own, or if model and guide do not match.
         """
-        stop = self.estimator != "reparam" and torch.is_grad_enabled()
+        stop = self.estimator in ("stl", "dreg") and torch.is_grad_enabled()
         scale_path = self.estimator == "dreg" and stop
         if stop and isinstance(poutine.unwrap(guide), GuideMessenger):
             raise ValueError(
@@ -86,12 +105,16 @@ class BoundLoss(pyro.infer.ELBO):
                 f"{type(guide).__name__}. Write: px.{type(self).__name__}(estimator='reparam')."
             )
         pair = Pair(model, guide, args, kwargs)
-        log_weights = self._weigh(pair, stop_guide=stop, scale_path=scale_path)
+        mode = Mode("scaled" if scale_path else "attached", stop_guide=stop)
+        log_weights = weigh(pair, self.particles, joint=self.joint, mode=mode)
         self._check(log_weights)
         if scale_path:
             for term in log_weights.terms:
-                term.scale_path(torch.softmax(term.log_w, 0))
-        return -log_weights.estimate(self._bound)
+                term.scale_path(self._path_factor(term.log_w))
+        bound = log_weights.estimate(self._bound)
+        if self.estimator in ("score", "vimco") and torch.is_grad_enabled():
+            bound = bound + score_surrogate(log_weights, self._bound, self.particles.outer)
+        return bound if self.upper else -bound
 
     def loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -124,21 +147,32 @@ class BoundLoss(pyro.infer.ELBO):
         return float(torch_item(loss))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        log_weights = weigh(Pair(model, guide, args, kwargs), Particles(1, 1), joint=True)
+        log_weights = weigh(
+            Pair(model, guide, args, kwargs), Particles(1, 1), joint=True, mode=Mode()
+        )
         return log_weights.model_trace, log_weights.guide_trace
 
     def _check(self, log_weights: LogWeights) -> None:
         name = type(self).__name__
-        if torch.is_grad_enabled():
+        if self.estimator not in SCORE_ESTIMATORS and torch.is_grad_enabled():
+            other = [known for known in self.estimators if known in SCORE_ESTIMATORS]
+            instead = (
+                f"px.{name}(estimator='{other[0]}')" if other else "px.ELBO(estimator='score')"
+            )
             for site_name, site in sample_sites(log_weights.guide_trace):
                 if is_random(site) and not site["fn"].has_rsample:
                     raise ValueError(
                         f"{self!r}: expected every guide site to be reparameterized; site "
-                        f"'{site_name}' is {type(site['fn']).__name__}, which is not. Enumerate "
-                        f"it: pyro.infer.TraceEnum_ELBO() with infer={{'enumerate': 'parallel'}} "
-                        f"in the model and '{site_name}' hidden from the guide, or use "
-                        "pyro.infer.TraceGraph_ELBO()."
+                        f"'{site_name}' is {type(site['fn']).__name__}, which is not. Write: "
+                        f"{instead}, or hide '{site_name}' from the guide and enumerate it: "
+                        "pyro.infer.TraceEnum_ELBO() with infer={'enumerate': 'parallel'} in the "
+                        "model."
                     )
+        if not self.hierarchies and log_weights.hierarchical:
+            raise ValueError(
+                f"{self!r}: expected global latents or local ones; the model has both, for which "
+                f"this loss is defined jointly only. Write: px.{name}(..., joint=True)."
+            )
         for term in log_weights.terms:
             if term.subsampled is not None and term.log_p.shape[0] > 1:
                 raise ValueError(

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 import pyro_ext as px
 from helpers import assert_mean
-from pyro_ext._terms import Particles, Term
+from pyro_ext._terms import Term
 from pyro_ext.testing import GammaPoisson
-from pyro_ext.weights import weigh
 
 X = torch.linspace(-1.5, 2.0, 8).repeat(10)
 MASK = torch.arange(len(X)) % 3 > 0
@@ -186,11 +185,9 @@ def test_wrong_power_of_the_weights_fails(power: int, monkeypatch: pytest.Monkey
 # ---------------------------------------------------------------------- global latents
 
 
-class Averaged(px.IWAE):
+def averaged(num_particles: int, estimator: str) -> px.IWAE:
     """Many independent sets of particles at once: the same estimator with less noise a row."""
-
-    def _weigh(self, pair: Any, **stops: bool) -> px.LogWeights:
-        return weigh(pair, Particles(self.num_particles, 400), joint=False, **stops)
+    return px.IWAE(num_particles, estimator=estimator, num_outer=400)
 
 
 @pytest.mark.parametrize("estimator", ["reparam", "dreg"])
@@ -212,7 +209,7 @@ def test_one_joint_weight(estimator: str) -> None:
         z = pyro.sample("z", dist.Normal(truth.prior, 1.0))
         pyro.sample("x", dist.Normal(truth.slope * z, truth.noise), obs=x)
 
-    loss = Averaged(2, estimator=estimator)
+    loss = averaged(2, estimator)
     draws = gradients(loss, model, Guide(), truth.params, x, rows=100)
     bound = reference.expected_iwae(lambda eps: truth.log_w(eps, x.reshape(1)))
     exact = exact_gradient(bound.sum(), truth.params)
@@ -258,9 +255,9 @@ def hierarchy_gradients(loss: Any) -> tuple[Tensor, Tensor]:
     [
         px.ELBO(400),
         px.ELBO(400, estimator="stl"),
-        Averaged(2),
-        Averaged(2, estimator="dreg"),
-        Averaged(1, estimator="dreg"),
+        averaged(2, "reparam"),
+        averaged(2, "dreg"),
+        averaged(1, "dreg"),
     ],
     ids=repr,
 )
@@ -280,15 +277,15 @@ def test_hierarchy(loss: Any) -> None:
 
 
 def test_hierarchy_with_the_score_of_the_globals_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyro_ext.weights._stop_globals", lambda *args: None)
-    draws, exact = hierarchy_gradients(Averaged(2, estimator="dreg"))
+    monkeypatch.setattr("pyro_ext._run._stop_globals", lambda *args: None)
+    draws, exact = hierarchy_gradients(averaged(2, "dreg"))
     assert_mean(draws[:, PARTS["local"]], exact[PARTS["local"]])
     with pytest.raises(AssertionError, match="expected mean"):
         assert_mean(draws[:, PARTS["global"]], exact[PARTS["global"]])
 
 
 def test_hierarchy_stl_is_biased() -> None:
-    draws, exact = hierarchy_gradients(Averaged(2, estimator="stl"))
+    draws, exact = hierarchy_gradients(averaged(2, "stl"))
     with pytest.raises(AssertionError, match="expected mean"):
         assert_mean(draws[:, PARTS["local"]], exact[PARTS["local"]])
 

@@ -409,9 +409,9 @@ def test_dropout_in_a_hand_written_guide_raises(name: str) -> None:
 @pytest.mark.parametrize("loss", [px.ELBO, px.IWAE])
 def test_arguments_of_a_loss(loss: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"estimator to be one of \['reparam'.*got 'vimco'.*Write"
+        ValueError, match=r"estimator to be one of \['reparam'.*got 'exact'.*Write"
     ):
-        loss(estimator="vimco")
+        loss(estimator="exact")
     with pytest.raises(ValueError, match=r"num_particles >= 1; got 0"):
         loss(num_particles=0)
     for wrong in (2.0, True, "3"):

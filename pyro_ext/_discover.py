@@ -1,0 +1,162 @@
+"""The plates of a (model, guide) pair, looked at once and remembered."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+
+from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
+from pyro_ext._replay import remember_params
+from pyro_ext._run import frozen, particle_plates, replayed, traces, with_stopped_values
+from pyro_ext._terms import Particles, check_shape, site_log_prob
+from pyro_ext.structure import Structure, analyse, identity, sample_sites
+
+__all__ = ["Found", "discover", "recall", "suggested"]
+
+_CACHE: dict[tuple[Any, ...], tuple["Found", tuple[weakref.ref[Any], ...]]] = {}
+_CACHE_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is known of a pair's plates.
+
+    Args:
+        suggested: The plates as the traces suggest them.
+        structure: The same, with plates whose elements turn out to be coupled counted as global.
+    """
+
+    suggested: Structure
+    structure: Structure
+
+
+def recall(pair: Pair, *, joint: bool, stop: bool) -> Found | None:
+    """Return what is known of this pair, or None.
+
+    Args:
+        pair: The pair.
+        joint: Whether all sites make one joint weight.
+        stop: Whether the guide will be run again with its parameters stopped.
+    """
+    known = _CACHE.get(_key(pair, joint=joint, stop=stop))
+    if known is None or any(ref() is None for ref in known[1]):
+        return None  # unknown, or another pair at the same address
+    return known[0]
+
+
+def suggested(model_trace: Trace, guide_trace: Trace, *, joint: bool) -> Structure:
+    """Return the plates as two traces suggest them.
+
+    Args:
+        model_trace: Trace of the model.
+        guide_trace: Trace of the guide.
+        joint: Whether all sites make one joint weight.
+    """
+    found = analyse(model_trace, guide_trace)
+    return Structure(found.nesting) if joint else found
+
+
+def discover(pair: Pair, *, joint: bool, stop: bool) -> Found:
+    """Run a pair without particles, look at its plates, and remember them.
+
+    Args:
+        pair: The pair.
+        joint: Whether all sites make one joint weight.
+        stop: Whether the guide will be run again with its parameters stopped.
+
+    Raises:
+        ValueError: If model and guide do not match.
+    """
+    with torch.no_grad(), poutine.block(), _same_random_state():
+        try:
+            model_trace, guide_trace = traces(pair)
+        except Exception as error:
+            explain_failure(error, pair, particles=1)
+            raise
+        check_pair(model_trace, guide_trace)
+        check_shapes(model_trace, guide_trace)
+        if stop:
+            _check_stopped(pair)
+        first = structure = suggested(model_trace, guide_trace, joint=joint)
+        index = 0
+        while index < len(structure.local):
+            alone = Structure(
+                structure.nesting, (structure.local[index],), (structure.members[index],)
+            )
+            try:
+                leaks = _leaks(pair, alone)
+            except Exception as error:
+                explain_failure(error, pair, particles=2)
+                raise
+            if leaks:
+                structure = structure.without(index)
+            else:
+                index += 1
+    return _remember(pair, Found(first, structure), joint=joint, stop=stop)
+
+
+def _key(pair: Pair, *, joint: bool, stop: bool) -> tuple[Any, ...]:
+    return (*identity(pair.model), *identity(pair.guide), joint, stop)
+
+
+def _remember(pair: Pair, found: Found, *, joint: bool, stop: bool) -> Found:
+    if len(_CACHE) >= _CACHE_SIZE:
+        _CACHE.pop(next(iter(_CACHE)))
+    try:
+        refs = tuple(weakref.ref(getattr(fn, "__self__", fn)) for fn in (pair.model, pair.guide))
+    except TypeError:
+        return found  # cannot be watched: looked at anew in each call
+    for checked in {stop, False}:
+        _CACHE[_key(pair, joint=joint, stop=checked)] = found, refs
+    return found
+
+
+def _check_stopped(pair: Pair) -> None:
+    """Raise if the guide, run again on its draws with its parameters stopped, is another q."""
+    with torch.enable_grad(), remember_params(stopped=True):
+        trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+        given = with_stopped_values(trace, [name for name, _ in sample_sites(trace)])
+        with frozen(pair.guide, trace):
+            for name, site in sample_sites(replayed(pair, given)):
+                log_q, again = site_log_prob(trace.nodes[name]), site_log_prob(site)
+                if not torch.allclose(log_q, again, rtol=1e-2, atol=0.1, equal_nan=True):
+                    raise ValueError(
+                        f"guide site '{name}': expected the same distribution when the guide is "
+                        "run again on its own draws, as 'stl' and 'dreg' do; got another, as a "
+                        "dropout layer makes it. Write guide.eval(), make the layer part of the "
+                        "encoder of px.AutoAmortized, or estimator='reparam'."
+                    )
+                if again.requires_grad:
+                    raise ValueError(
+                        f"guide site '{name}': expected a distribution whose trainable tensors "
+                        "Pyro sees, so that 'stl' and 'dreg' can stop them; got one that depends "
+                        "on another. Write pyro.module('encoder', encoder) or pyro.param in the "
+                        "guide, or estimator='reparam'."
+                    )
+
+
+def _leaks(pair: Pair, alone: Structure) -> bool:
+    """Tell whether a site outside the plates changes with the particles inside them."""
+    with particle_plates(alone, Particles(2, 1)):
+        model_trace, guide_trace = traces(pair)
+    for trace in (model_trace, guide_trace):
+        for _, site in sample_sites(trace):
+            if alone.home(site) is None:
+                try:
+                    check_shape(site, site_log_prob(site).shape)
+                except ValueError:
+                    return True
+    return False
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    """Leave the random state as it was, so that a look at the pair changes no draw."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -1,0 +1,207 @@
+"""Model and guide, run in particle plates, with gradients where a mode lets them flow."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
+
+from pyro_ext._checks import Pair
+from pyro_ext._replay import remember_params
+from pyro_ext._terms import Particles, PathScale, score
+from pyro_ext.structure import ParticlePlate, Structure, sample_sites, trace_params
+
+__all__ = [
+    "Leaf",
+    "Mode",
+    "Traces",
+    "frozen",
+    "particle_plates",
+    "replayed",
+    "run_pair",
+    "traces",
+    "with_stopped_values",
+]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Where gradients flow in log weights.
+
+    Args:
+        values: How latents pass gradients on to the guide: ``"attached"``, ``"scaled"`` (by
+            ``Term.scale_path``), ``"detached"``, or ``"leaf"`` (they are leaves, see ``Leaf``).
+        stop_guide: Whether log q is evaluated with the guide's parameters stopped.
+    """
+
+    values: Literal["attached", "scaled", "detached", "leaf"] = "attached"
+    stop_guide: bool = False
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A drawn value, cut from the log weights that are computed from it.
+
+    Args:
+        value: The value, attached to the guide's parameters.
+        leaf: The same value as a leaf of the graph of the log weights.
+        event_dim: Number of its event dims.
+        path: Holds the weight that ``Term.scale_path`` gives to the particles.
+    """
+
+    value: Tensor
+    leaf: Tensor
+    event_dim: int
+    path: PathScale
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What one pass leaves: the traces, the guide's as it is scored, and where gradients flow.
+
+    Args:
+        model: Trace of the model.
+        guide: Trace of the guide, as it drew.
+        scored: Trace of the guide whose log_prob counts.
+        paths: Gradient scales, of the global term and of each local one.
+        leaves: The values that were cut, in mode ``"leaf"``.
+    """
+
+    model: Trace
+    guide: Trace
+    scored: Trace
+    paths: list[PathScale]
+    leaves: tuple[Leaf, ...]
+
+
+def run_pair(pair: Pair, structure: Structure, particles: Particles, mode: Mode) -> Traces:
+    """Run guide and model once, and the guide again where the mode asks for it.
+
+    Args:
+        pair: The pair.
+        structure: Its plates.
+        particles: Number of particles.
+        mode: Where gradients flow.
+    """
+    paths = [PathScale() for _ in range(len(structure.local) + 1)]
+    leaves: tuple[Leaf, ...] = ()
+    with particle_plates(structure, particles):
+        if mode == Mode():
+            model_trace, guide_trace = traces(pair)
+            scored = guide_trace
+        else:
+            with remember_params(stopped=mode.stop_guide):
+                guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+                seen, leaves = _with_values(guide_trace, structure, paths, mode.values)
+                model_trace = _model_trace(pair, seen)
+                with frozen(pair.guide, guide_trace) if mode.stop_guide else nullcontext():
+                    scored = replayed(pair, seen)
+                    if mode.values == "scaled" and structure.local and particles.inner > 1:
+                        _stop_globals(scored, pair, seen, structure)
+                    score(scored)
+    return Traces(model_trace, guide_trace, scored, paths, leaves)
+
+
+@contextmanager
+def particle_plates(structure: Structure, particles: Particles) -> Iterator[None]:
+    outer, inner = particles.dims(structure.nesting)
+    inside = frozenset().union(*structure.members) if structure.local else None
+    with ExitStack() as stack:
+        if outer is not None:
+            stack.enter_context(ParticlePlate("outer", particles.outer, outer, None))
+        if inner is not None:
+            stack.enter_context(ParticlePlate("inner", particles.inner, inner, inside))
+        yield
+
+
+def traces(pair: Pair) -> tuple[Trace, Trace]:
+    """Return the traces of the model and of the guide that it is replayed against."""
+    unwrapped = poutine.unwrap(pair.guide)
+    if isinstance(unwrapped, GuideMessenger):
+        pair.guide(*pair.args, **pair.kwargs)
+        return unwrapped.get_traces()
+    guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+    return _model_trace(pair, guide_trace), guide_trace
+
+
+def _model_trace(pair: Pair, guide_trace: Trace) -> Trace:
+    replayed = poutine.replay(pair.model, trace=guide_trace)
+    return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+
+
+def replayed(pair: Pair, trace: Trace) -> Trace:
+    replayed = poutine.replay(pair.guide, trace=trace)
+    return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+
+
+def _stop_globals(scored: Trace, pair: Pair, trace: Trace, structure: Structure) -> None:
+    """Score the local sites with the globals that they depend on stopped.
+
+    The globals are parameters of q(z | globals), whose score the doubly reparameterized estimator
+    replaces by the scaled path, as it does that of the guide's own parameters.
+    """
+    shared = [name for name, site in sample_sites(trace) if structure.home(site) is None]
+    for name, site in sample_sites(replayed(pair, with_stopped_values(trace, shared))):
+        if structure.home(site) is not None:
+            scored.nodes[name] = site
+
+
+def with_stopped_values(trace: Trace, names: list[str]) -> Trace:
+    copy = trace.copy()
+    nodes: dict[str, Any] = copy.nodes
+    for name in names:
+        nodes[name] = nodes[name] | {"value": nodes[name]["value"].detach()}
+    return copy
+
+
+def _with_values(
+    trace: Trace, structure: Structure, paths: list[PathScale], values: str
+) -> tuple[Trace, tuple[Leaf, ...]]:
+    """Return a copy of the guide's trace whose values let gradients through as the mode says.
+
+    Only the term whose particles are averaged inside the log is scaled: the local ones, if any.
+    """
+    if values == "attached":
+        return trace, ()
+    copy, leaves = trace.copy(), []
+    for name, site in sample_sites(trace):
+        home = structure.home(site)
+        if site["is_observed"] or (values == "scaled" and home is None and structure.local):
+            continue
+        copy.nodes[name] = site.copy()
+        value, event_dim = site["value"], site["fn"].event_dim
+        path = paths[0 if home is None else home + 1]
+        if values == "scaled":
+            value = path(value, event_dim)
+        elif values == "detached":
+            value = value.detach()
+        else:
+            leaves.append(Leaf(value, value.detach().requires_grad_(), event_dim, path))
+            value = leaves[-1].leaf
+        copy.nodes[name]["value"] = value
+    return copy, tuple(leaves)
+
+
+@contextmanager
+def frozen(guide: Callable[..., Any], trace: Trace) -> Iterator[None]:
+    """Stop the guide's parameters, and silence Pyro's word about parameters without gradient."""
+    params = set(trace_params(trace))
+    owner = getattr(guide, "__self__", guide)
+    if isinstance(owner, torch.nn.Module):
+        params |= set(owner.parameters())
+    trainable = [param for param in params if param.requires_grad]
+    try:
+        for param in trainable:
+            param.requires_grad = False
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+            yield
+    finally:
+        for param in trainable:
+            param.requires_grad = True

@@ -17,6 +17,7 @@
 # %%
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ import pyro
 import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 if "__file__" in globals():  # models/ and guides/ stand beside tutorials/, and are not installed
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,10 +39,10 @@ import models.eight_schools
 import models.vae
 import pyro_ext as px
 
-LOSSES: dict[str, Callable[[], px.ELBO | px.IWAE]] = {
-    "elbo": partial(px.ELBO, num_particles=10, estimator="stl"),
-    "iwae-10": partial(px.IWAE, num_particles=10, estimator="dreg"),
-}
+SMOKE = "SMOKE" in os.environ  # a few steps only: the tests see whether everything runs
+
+
+Loss = Callable[[], px.ELBO | px.IWAE]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,12 @@ class Options:
 
 
 # %%
+SCHOOL_LOSSES: dict[str, Loss] = {
+    "elbo": partial(px.ELBO, num_particles=32, estimator="stl"),
+    "iwae-10": partial(px.IWAE, num_particles=10, estimator="dreg", num_outer=8),
+}
+
+
 def eight_schools(options: Options) -> px.Comparison:
     """Fit every guide under every loss, run NUTS once, and compare."""
     data = models.eight_schools.data(dtype=torch.float64)
@@ -76,12 +84,13 @@ def eight_schools(options: Options) -> px.Comparison:
     for guide_name in options.guides:
         for loss_name in options.losses:
             say(f"eight schools: {guide_name}, {loss_name}")
-            guide = guides.eight_schools.GUIDES[guide_name](model)
             runs[f"{guide_name}, {loss_name}"] = px.fit(
                 model,
-                guide,
-                LOSSES[loss_name](),
+                guides.eight_schools.GUIDES[guide_name](model),
+                SCHOOL_LOSSES[loss_name](),
                 args,
+                optim=partial(torch.optim.Adam, lr=0.2),
+                schedule=partial(CosineAnnealingLR, T_max=options.steps),
                 num_steps=options.steps,
                 seed=options.seed,
             )
@@ -131,6 +140,12 @@ def say_reference(reference: MCMC, exact: models.eight_schools.ExactPosterior) -
 
 
 # %%
+VAE_LOSSES: dict[str, Loss] = {
+    "elbo": partial(px.ELBO, num_particles=10, estimator="stl"),
+    "iwae-10": partial(px.IWAE, num_particles=10, estimator="dreg"),
+}
+
+
 def vae(options: Options) -> dict[str, px.Comparison]:
     """Fit every guide with its decoder, then compare on training and on held-out images."""
     train, held_out = (images.to(options.device) for images in models.vae.data(seed=options.seed))
@@ -144,12 +159,12 @@ def vae(options: Options) -> dict[str, px.Comparison]:
                 model = models.vae.VAE(num_features=train.shape[1]).to(options.device)
                 guide = guides.vae.GUIDES[guide_name](model)
             fit = partial(
-                px.fit, loss=LOSSES[loss_name](), num_steps=options.steps, seed=options.seed
+                px.fit, loss=VAE_LOSSES[loss_name](), num_steps=options.steps, seed=options.seed
             )
             trained[name] = fit(
                 model, guide, data=train, optim=partial(adam, model, guide), batch_size=100
             )
-            new[name] = dataclasses.replace(trained[name], args=(held_out,))
+            new[name] = dataclasses.replace(trained[name], args=(held_out,), seconds=0.0)
             if isinstance(guide, px.AutoPerDatapoint):
                 say(f"VAE: {guide_name} for the held-out images, decoder fixed")
                 fresh = guides.vae.GUIDES[guide_name](model)
@@ -157,7 +172,36 @@ def vae(options: Options) -> dict[str, px.Comparison]:
                     model, fresh, data=held_out, optim=partial(adam, None, fresh), batch_size=100
                 )
     compare = partial(px.compare, num_samples=min(options.draws, 1000), seed=options.seed)
-    return {"training images": compare(trained), "held-out images": compare(new)}
+    parts = {"training images": compare(trained), "held-out images": compare(new)}
+    print(f"\nWhat each guide costs, bias in nats per image:\n{costs(parts, trained, new)}")
+    return parts
+
+
+def costs(parts: dict[str, px.Comparison], trained: Any, new: Any) -> str:
+    """Return the bias, the time and the memory of each guide as a table."""
+    rows = []
+    for name, run in trained.items():
+        bias = {}
+        for part, runs in (("training images", trained), ("held-out images", new)):
+            row = parts[part].table.loc[name]
+            gap = row["log evidence"] - row["ELBO"]
+            bias[part] = f"{gap / len(runs[name].args[0]):.2f}"
+        size = run.guide.num_params * 4 / 1024
+        rows.append(
+            (
+                name,
+                *bias.values(),
+                f"{run.seconds:.1f} s",
+                f"{new[name].seconds:.1f} s",
+                f"{size:.0f} KiB",
+            )
+        )
+    head = ("guide", "bias, training", "bias, held out", "training", "new images", "guide memory")
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (head, *rows)
+    )
 
 
 def adam(model: Any, guide: Any, params: Sequence[Tensor]) -> torch.optim.Optimizer:
@@ -180,13 +224,26 @@ class Model:
 
     run: Callable[[Options], Any]
     guides: tuple[str, ...]
+    losses: tuple[str, ...]
     default_losses: tuple[str, ...]
     steps: int
 
 
 MODELS = {
-    "eight_schools": Model(eight_schools, tuple(guides.eight_schools.GUIDES), tuple(LOSSES), 3000),
-    "vae": Model(vae, tuple(guides.vae.GUIDES), ("elbo",), 3000),
+    "eight_schools": Model(
+        run=eight_schools,
+        guides=tuple(guides.eight_schools.GUIDES),
+        losses=tuple(SCHOOL_LOSSES),
+        default_losses=tuple(SCHOOL_LOSSES),
+        steps=1500,
+    ),
+    "vae": Model(
+        run=vae,
+        guides=tuple(guides.vae.GUIDES),
+        losses=tuple(VAE_LOSSES),
+        default_losses=("elbo",),
+        steps=3000,
+    ),
 }
 
 
@@ -205,8 +262,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", default=list(MODELS), metavar="NAME")
     parser.add_argument("--guides", nargs="+", metavar="NAME", help="default: all of the model's")
     parser.add_argument("--losses", nargs="+", metavar="NAME", help="default: see the list below")
-    parser.add_argument("--steps", type=int, help="steps of each fit (default: 3000)")
-    parser.add_argument("--draws", type=int, default=4000, help="posterior draws (default: 4000)")
+    parser.add_argument("--steps", type=int, help="steps of each fit")
+    draws = 200 if SMOKE else 4000
+    parser.add_argument("--draws", type=int, default=draws, help="posterior draws (default: 4000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--out", type=Path, default=Path("results/compare_posteriors"))
@@ -216,7 +274,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     check("model", found.model, tuple(MODELS))
     for name in found.model:
         check(f"guides of {name}", found.guides, MODELS[name].guides)
-    check("losses", found.losses, tuple(LOSSES))
+        check(f"losses of {name}", found.losses, MODELS[name].losses)
     for option, least in {"steps": 1, "draws": 100}.items():
         value = getattr(found, option)
         if value is not None and value < least:
@@ -251,7 +309,7 @@ def listing() -> str:
     for name, model in MODELS.items():
         lines.append(f"  --model {name}")
         lines.append(f"    --guides {' '.join(model.guides)}")
-        lines.append(f"    --losses {' '.join(LOSSES)}")
+        lines.append(f"    --losses {' '.join(model.losses)}")
         lines.append(f"    (default losses: {' '.join(model.default_losses)})")
     return "\n".join(lines)
 
@@ -267,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         options = Options(
             guides=tuple(found.guides or model.guides),
             losses=tuple(found.losses or model.default_losses),
-            steps=found.steps or model.steps,
+            steps=found.steps or (10 if SMOKE else model.steps),
             draws=found.draws,
             seed=found.seed,
             device=found.device,

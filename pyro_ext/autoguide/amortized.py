@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from pyro.infer.autoguide import init_to_median
+from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_ext.autoguide.guide import Group
@@ -110,16 +111,27 @@ class AutoAmortized(LocalGuide):
         if batch is not None and batch.rows is not None:
             args, kwargs = self._batch_rows(batch, args, kwargs)
         features = self.encoder(*args, **kwargs)
-        size = batch.size if batch is not None else None
+        self._check_features(features, batch.size if batch is not None else None)
+        return features
+
+    def _check_features(self, features: Any, size: int | None) -> None:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[0] != size:
+            end = ".unsqueeze(-1)" if shape == (size,) else ".flatten(1)"
             raise ValueError(
                 "AutoAmortized: expected the encoder to return one feature vector for each of "
                 f"the {size} elements of plate '{self.plate}' in the batch, shape ({size}, "
-                f"features); got {shape}. End the encoder with .flatten(1), and leave the heads "
-                "to the guide."
+                f"features); got {shape}. End the encoder with {end}, and leave the heads to the "
+                "guide."
             )
-        return features
+        if is_validation_enabled() and not torch.isfinite(features).all():
+            rows = (~torch.isfinite(features).all(-1)).nonzero().flatten().tolist()
+            sites = [site.name for site in self.groups[-1].packing.sites]
+            raise ValueError(
+                f"AutoAmortized, sites {sites}: expected finite features from the encoder; got "
+                f"others in rows {rows[:10]} of the {size} of the batch. Drop or fill what is "
+                "missing in the data: x.nan_to_num(0.0), with the mask as a further input."
+            )
 
     def _batch_rows(self, batch: Batch, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Cut arguments that hold all N rows to the batch; leave those that are its rows."""

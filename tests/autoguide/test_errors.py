@@ -106,16 +106,16 @@ def test_a_joint_guide_of_local_latents_in_mini_batches():
 
 
 @pytest.mark.parametrize(
-    ("encoder", "got"),
+    ("encoder", "got", "end"),
     [
-        (lambda x: x, r"\(5,\)"),
-        (lambda x: x.new_zeros(4, 3), r"\(4, 3\)"),
-        (lambda x: x.new_zeros(5, 3, 2), r"\(5, 3, 2\)"),
-        (lambda x: (x, x), "tuple"),
+        (lambda x: x, r"\(5,\)", "unsqueeze"),
+        (lambda x: x.new_zeros(4, 3), r"\(4, 3\)", "flatten"),
+        (lambda x: x.new_zeros(5, 3, 2), r"\(5, 3, 2\)", "flatten"),
+        (lambda x: (x, x), "tuple", "flatten"),
     ],
 )
-def test_an_encoder_of_the_wrong_shape(encoder, got):
-    match = rf"plate 'data' in the batch, shape \(5, features\); got {got}.*flatten\(1\)"
+def test_an_encoder_of_the_wrong_shape(encoder, got, end):
+    match = rf"plate 'data' in the batch, shape \(5, features\); got {got}.*\.{end}\("
     with pytest.raises(ValueError, match=match):
         px.AutoAmortized(local, encoder).setup(X)
 
@@ -185,3 +185,11 @@ def test_an_error_of_the_model_is_the_models():
     assert px.ELBO().loss(model, guide, X) > 0
     with pytest.raises(KeyError, match="mine"):
         px.ELBO().loss(model, guide, torch.zeros(6))
+
+
+def test_features_that_are_not_finite_name_sites_and_rows():
+    x = X.clone()
+    x[3] = torch.nan
+    guide = px.AutoAmortized(local, lambda x: x.unsqueeze(-1))
+    with pytest.raises(ValueError, match=r"sites \['z'\]: expected finite features.*rows \[3\]"):
+        guide.setup(x)

@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from pyro.poutine import Trace
 
 from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
 from pyro_ext._replay import remember_params
-from pyro_ext._run import frozen, particle_plates, replayed, traces, with_stopped_values
+from pyro_ext._run import Rerun, frozen, particle_plates, replayed, traces, with_stopped_values
 from pyro_ext._terms import Particles, check_shape, site_log_prob
 from pyro_ext.structure import Structure, analyse, identity, sample_sites
 
@@ -20,6 +20,7 @@ __all__ = ["Found", "discover", "recall", "suggested"]
 
 _CACHE: dict[tuple[Any, ...], tuple["Found", tuple[weakref.ref[Any], ...]]] = {}
 _CACHE_SIZE = 128
+_RERUNS: tuple[Rerun, ...] = ("stopped", "free", "no")  # who passes a check passes the next
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class Found:
     structure: Structure
 
 
-def recall(pair: Pair, *, joint: bool, stop: bool) -> Found | None:
+def recall(pair: Pair, *, joint: bool, rerun: Rerun) -> Found | None:
     """Return what is known of this pair, or None.
 
     Args:
         pair: The pair.
         joint: Whether all sites make one joint weight.
-        stop: Whether the guide will be run again with its parameters stopped.
+        rerun: How the guide will be run again.
     """
-    known = _CACHE.get(_key(pair, joint=joint, stop=stop))
+    known = _CACHE.get(_key(pair, joint=joint, rerun=rerun))
     if known is None or any(ref() is None for ref in known[1]):
         return None  # unknown, or another pair at the same address
     return known[0]
@@ -61,13 +62,13 @@ def suggested(model_trace: Trace, guide_trace: Trace, *, joint: bool) -> Structu
     return Structure(found.nesting) if joint else found
 
 
-def discover(pair: Pair, *, joint: bool, stop: bool) -> Found:
+def discover(pair: Pair, *, joint: bool, rerun: Rerun) -> Found:
     """Run a pair without particles, look at its plates, and remember them.
 
     Args:
         pair: The pair.
         joint: Whether all sites make one joint weight.
-        stop: Whether the guide will be run again with its parameters stopped.
+        rerun: How the guide will be run again.
 
     Raises:
         ValueError: If model and guide do not match.
@@ -80,8 +81,8 @@ def discover(pair: Pair, *, joint: bool, stop: bool) -> Found:
             raise
         check_pair(model_trace, guide_trace)
         check_shapes(model_trace, guide_trace)
-        if stop:
-            _check_stopped(pair)
+        if rerun != "no":
+            _check_rerun(pair, stopped=rerun == "stopped")
         first = structure = suggested(model_trace, guide_trace, joint=joint)
         index = 0
         while index < len(structure.local):
@@ -97,41 +98,42 @@ def discover(pair: Pair, *, joint: bool, stop: bool) -> Found:
                 structure = structure.without(index)
             else:
                 index += 1
-    return _remember(pair, Found(first, structure), joint=joint, stop=stop)
+    return _remember(pair, Found(first, structure), joint=joint, rerun=rerun)
 
 
-def _key(pair: Pair, *, joint: bool, stop: bool) -> tuple[Any, ...]:
-    return (*identity(pair.model), *identity(pair.guide), joint, stop)
+def _key(pair: Pair, *, joint: bool, rerun: Rerun) -> tuple[Any, ...]:
+    return (*identity(pair.model), *identity(pair.guide), joint, rerun)
 
 
-def _remember(pair: Pair, found: Found, *, joint: bool, stop: bool) -> Found:
+def _remember(pair: Pair, found: Found, *, joint: bool, rerun: Rerun) -> Found:
     if len(_CACHE) >= _CACHE_SIZE:
         _CACHE.pop(next(iter(_CACHE)))
     try:
         refs = tuple(weakref.ref(getattr(fn, "__self__", fn)) for fn in (pair.model, pair.guide))
     except TypeError:
         return found  # cannot be watched: looked at anew in each call
-    for checked in {stop, False}:
-        _CACHE[_key(pair, joint=joint, stop=checked)] = found, refs
+    for checked in _RERUNS[_RERUNS.index(rerun) :]:
+        _CACHE[_key(pair, joint=joint, rerun=checked)] = found, refs
     return found
 
 
-def _check_stopped(pair: Pair) -> None:
-    """Raise if the guide, run again on its draws with its parameters stopped, is another q."""
-    with torch.enable_grad(), remember_params(stopped=True):
+def _check_rerun(pair: Pair, *, stopped: bool) -> None:
+    """Raise if the guide, run again on its draws, is another q, or cannot be stopped."""
+    with torch.enable_grad(), remember_params(stopped=stopped):
         trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
         given = with_stopped_values(trace, [name for name, _ in sample_sites(trace)])
-        with frozen(pair.guide, trace):
+        with frozen(pair.guide, trace) if stopped else nullcontext():
             for name, site in sample_sites(replayed(pair, given)):
                 log_q, again = site_log_prob(trace.nodes[name]), site_log_prob(site)
                 if not torch.allclose(log_q, again, rtol=1e-2, atol=0.1, equal_nan=True):
                     raise ValueError(
                         f"guide site '{name}': expected the same distribution when the guide is "
-                        "run again on its own draws, as 'stl' and 'dreg' do; got another, as a "
-                        "dropout layer makes it. Write guide.eval(), make the layer part of the "
-                        "encoder of px.AutoAmortized, or estimator='reparam'."
+                        "run again on its own draws, as 'stl', 'dreg', px.PIWAE and px.WakeSleep "
+                        "do; got another, as a dropout layer makes it. Write guide.eval(), make "
+                        "the layer part of the encoder of px.AutoAmortized, or use px.ELBO, "
+                        "px.IWAE or px.MIWAE with estimator='reparam'."
                     )
-                if again.requires_grad:
+                if stopped and again.requires_grad:
                     raise ValueError(
                         f"guide site '{name}': expected a distribution whose trainable tensors "
                         "Pyro sees, so that 'stl' and 'dreg' can stop them; got one that depends "

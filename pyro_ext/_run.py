@@ -15,11 +15,12 @@ from torch import Tensor
 from pyro_ext._checks import Pair
 from pyro_ext._replay import remember_params
 from pyro_ext._terms import Particles, PathScale, score
-from pyro_ext.structure import ParticlePlate, Structure, sample_sites, trace_params
+from pyro_ext.structure import ParticlePlate, Structure, is_random, sample_sites, trace_params
 
 __all__ = [
     "Leaf",
     "Mode",
+    "Rerun",
     "Traces",
     "frozen",
     "particle_plates",
@@ -28,6 +29,10 @@ __all__ = [
     "traces",
     "with_stopped_values",
 ]
+
+
+Rerun = Literal["stopped", "free", "no"]
+"""Whether a guide is run again on its own draws, with its parameters stopped or free."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,13 @@ class Mode:
 
     values: Literal["attached", "scaled", "detached", "leaf"] = "attached"
     stop_guide: bool = False
+
+    @property
+    def rerun(self) -> Rerun:
+        """How the guide is run again to score its draws."""
+        if self.stop_guide:
+            return "stopped"
+        return "no" if self.values == "attached" else "free"
 
 
 @dataclass(frozen=True)
@@ -99,9 +111,11 @@ def run_pair(pair: Pair, structure: Structure, particles: Particles, mode: Mode)
             with remember_params(stopped=mode.stop_guide):
                 guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
                 seen, leaves = _with_values(guide_trace, structure, paths, mode.values)
+                if mode.values == "detached":
+                    seen = replayed(pair, seen)
                 model_trace = _model_trace(pair, seen)
                 with frozen(pair.guide, guide_trace) if mode.stop_guide else nullcontext():
-                    scored = replayed(pair, seen)
+                    scored = seen if mode.values == "detached" else replayed(pair, seen)
                     if mode.values == "scaled" and structure.local and particles.inner > 1:
                         _stop_globals(scored, pair, seen, structure)
                     score(scored)
@@ -180,8 +194,11 @@ def _with_values(
         if values == "scaled":
             value = path(value, event_dim)
         elif values == "detached":
+            if not is_random(site):
+                copy.remove_node(name)  # a Delta is computed anew, from the detached draws
+                continue
             value = value.detach()
-        else:
+        elif value.is_floating_point():
             leaves.append(Leaf(value, value.detach().requires_grad_(), event_dim, path))
             value = leaves[-1].leaf
         copy.nodes[name]["value"] = value

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
-__all__ = ["Particles", "PathScale", "Term", "check_shape", "make_terms", "score", "site_log_prob"]
+__all__ = [
+    "Particles",
+    "PathScale",
+    "Term",
+    "check_shape",
+    "make_terms",
+    "score",
+    "set_log_prob",
+    "site_log_prob",
+]
 
 _SCORED = "_pyro_ext_log_prob"
 
@@ -139,6 +148,17 @@ def site_log_prob(site: Any) -> Tensor:
         raise ValueError(f"site '{site['name']}': {error}") from error
     masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
     return masked
+
+
+def set_log_prob(site: Any, log_prob: Tensor) -> None:
+    """Replace what ``site_log_prob`` returns for a site.
+
+    Args:
+        site: The site.
+        log_prob: Another quantity of the same expectation, one for each element of its plates; it
+            is masked here.
+    """
+    site[_SCORED] = scale_and_mask(log_prob, mask=site["mask"])
 
 
 def score(trace: Trace) -> None:

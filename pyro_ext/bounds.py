@@ -105,9 +105,10 @@ def renyi(
     order = 1 - alpha
     if abs(order) >= _NEAR_ONE:
         return iwae(order * log_weights) / order
-    centre = elbo(log_weights)
     if order == 0:
-        return centre
+        return elbo(log_weights)
+    # About the largest weight, whatever is taken for it: it cancels. It must be finite.
+    centre = log_weights.detach().amax(0).clamp(min=torch.finfo(log_weights.dtype).min)
     excess = torch.expm1(order * (log_weights - centre)).mean(0)
     return centre + torch.log1p(excess) / order
 
@@ -138,7 +139,7 @@ def cubo(
         >>> cubo(torch.tensor([[1.0], [3.0]]).log())
         tensor([0.8047])
     """
-    if order < 1:
+    if not order >= 1:
         raise ValueError(f"cubo: expected order >= 1; got {order}. Write: order=2.")
     return renyi(log_weights, alpha=1 - order)
 

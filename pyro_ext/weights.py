@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair, check_pair, explain_failure
 from pyro_ext._discover import Found, discover, recall, suggested
-from pyro_ext._run import Leaf, Mode, Traces, run_pair
+from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
 from pyro_ext._terms import Particles, Term, make_terms
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
@@ -52,6 +52,24 @@ class LogWeights:
             is_random(site) and local.isdisjoint(frame.name for frame in plate_frames(site))
             for _, site in sample_sites(self.guide_trace)
         )
+
+    @property
+    def point_estimates(self) -> list[str]:
+        """Names of the guide's Deltas at a parameter, among sites with particles inside the log.
+
+        The other Deltas are functions of draws, with another value in each particle.
+        """
+        local = {name for term in self.terms for name in term.plates}
+        found = []
+        for name, site in sample_sites(self.guide_trace):
+            shared = local.isdisjoint(frame.name for frame in plate_frames(site))
+            if is_random(site) or site["is_observed"] or (local and shared):
+                continue
+            value = site["value"]
+            axis = value.dim() - site["fn"].event_dim - self.max_plate_nesting - 1
+            if value.requires_grad and (axis < 0 or value.stride(axis) == 0):
+                found.append(name)
+        return found
 
     @property
     def latents(self) -> dict[str, Tensor]:
@@ -128,6 +146,7 @@ def weigh(
     *,
     joint: bool,
     mode: Mode,
+    adjust: Callable[[Trace, Trace], object] | None = None,
 ) -> LogWeights:
     """Do the work of ``log_weights``.
 
@@ -136,31 +155,40 @@ def weigh(
         particles: Number of particles.
         joint: Whether all sites make one joint weight.
         mode: Where gradients flow.
+        adjust: Called with the model's trace and the guide's before their sites are added up; it
+            may change their log densities and scales.
     """
-    known = recall(pair, joint=joint, stop=mode.stop_guide)
-    found = known or discover(pair, joint=joint, stop=mode.stop_guide)
+    known = recall(pair, joint=joint, rerun=mode.rerun)
+    found = known or discover(pair, joint=joint, rerun=mode.rerun)
     try:
         traces = run_pair(pair, found.structure, particles, mode)
         if suggested(traces.model, traces.guide, joint=joint) == found.suggested:
-            return _weights(traces, found.structure, particles)
+            return _weights(traces, found.structure, particles, adjust)
     except Exception as error:
-        if known is None or _again(pair, joint=joint, stop=mode.stop_guide) in (None, found):
+        if known is None or _again(pair, joint=joint, rerun=mode.rerun) in (None, found):
             explain_failure(error, pair, particles=particles.inner * particles.outer)
             raise
     # The pair's plates have changed since they were looked at.
-    found = discover(pair, joint=joint, stop=mode.stop_guide)
+    found = discover(pair, joint=joint, rerun=mode.rerun)
     traces = run_pair(pair, found.structure, particles, mode)
-    return _weights(traces, found.structure, particles)
+    return _weights(traces, found.structure, particles, adjust)
 
 
-def _again(pair: Pair, *, joint: bool, stop: bool) -> Found | None:
+def _again(pair: Pair, *, joint: bool, rerun: Rerun) -> Found | None:
     try:
-        return discover(pair, joint=joint, stop=stop)
+        return discover(pair, joint=joint, rerun=rerun)
     except Exception:
         return None
 
 
-def _weights(traces: Traces, structure: Structure, particles: Particles) -> LogWeights:
+def _weights(
+    traces: Traces,
+    structure: Structure,
+    particles: Particles,
+    adjust: Callable[[Trace, Trace], object] | None,
+) -> LogWeights:
     check_pair(traces.model, traces.guide)
+    if adjust is not None:
+        adjust(traces.model, traces.scored)
     terms = make_terms(traces.model, traces.scored, structure, particles, traces.paths)
     return LogWeights(terms, traces.model, traces.guide, structure.nesting, traces.leaves)

@@ -11,13 +11,18 @@ from torch import Tensor, nn
 __all__ = [
     "Gaussian",
     "Hierarchy",
+    "ciwae",
     "elbo",
+    "expected_bound",
     "expected_elbo",
     "expected_iwae",
+    "expected_wake",
     "gauss_hermite",
     "iwae",
+    "jackknife",
     "log_normal",
     "parameter",
+    "renyi",
 ]
 
 
@@ -36,11 +41,29 @@ def elbo(log_w: Tensor) -> Tensor:
 
 
 def iwae(log_w: Tensor) -> Tensor:
-    """Log of the mean weight over dim 0, in a loop; overflows where weights do."""
-    total = log_w[0].exp()
+    """Log of the mean weight over dim 0, in a loop, in units of the largest."""
+    largest = log_w.detach().amax(0)
+    total = (log_w[0] - largest).exp()
     for row in log_w[1:]:
-        total = total + row.exp()
-    return (total / len(log_w)).log()
+        total = total + (row - largest).exp()
+    return (total / len(log_w)).log() + largest
+
+
+def ciwae(log_w: Tensor, beta: float) -> Tensor:
+    """Convex combination of the two above."""
+    return beta * elbo(log_w) + (1 - beta) * iwae(log_w)
+
+
+def renyi(log_w: Tensor, alpha: float) -> Tensor:
+    """Log of the mean power of the weights, divided by the power."""
+    return iwae(log_w * (1 - alpha)) / (1 - alpha)
+
+
+def jackknife(log_w: Tensor) -> Tensor:
+    """The estimate of all weights, and of all but one in turn."""
+    count = len(log_w)
+    without = [iwae(torch.cat([log_w[:k], log_w[k + 1 :]])) for k in range(count)]
+    return count * iwae(log_w) - (count - 1) * elbo(torch.stack(without))
 
 
 def gauss_hermite(nodes: int) -> tuple[Tensor, Tensor]:
@@ -61,6 +84,39 @@ def expected_iwae(log_w: Callable[[Tensor], Tensor], nodes: int = 100) -> Tensor
     rows = log_w(eps)
     pairs = torch.logaddexp(rows[:, None], rows[None]) - math.log(2)
     return torch.einsum("i,j,ij...->...", weights, weights, pairs)
+
+
+def expected_bound(
+    bound: Callable[[Tensor], Tensor], prob: Tensor, log_w: Tensor, particles: int = 2
+) -> Tensor:
+    """E bound(log w_1, .., log w_K) of each element, over all K-tuples of what a draw can be.
+
+    Args:
+        bound: A bound, of log weights ``(K, *batch)``.
+        prob: Probability of each outcome, a quadrature weight or that of a discrete value, shape
+            ``(outcomes, *batch)``, or ``(outcomes, 1)``.
+        log_w: Log weight of each, shape ``(outcomes, *batch)``.
+        particles: Number K.
+    """
+    outcomes = range(len(log_w))
+    tuples = torch.cartesian_prod(*[torch.tensor(outcomes)] * particles).reshape(-1, particles).T
+    joint_prob = prob[tuples].prod(0)
+    return (joint_prob * bound(log_w[tuples])).sum(0)
+
+
+def expected_wake(log_q: Tensor, log_w: Tensor, particles: int = 2) -> Tensor:
+    """E of the self-normalized log q, by quadrature in the standard normal; only log q flows.
+
+    Args:
+        log_q: Log density of the guide at the nodes, whose values do not depend on the guide.
+        log_w: Log weights, both of shape ``(nodes, *batch)``.
+        particles: Number K.
+    """
+    _, weights = gauss_hermite(len(log_w))
+    nodes = torch.tensor(range(len(log_w)))
+    tuples = torch.cartesian_prod(*[nodes] * particles).reshape(-1, particles).T
+    shares = torch.softmax(log_w.detach()[tuples], 0)
+    return torch.einsum("i,i...->...", weights[tuples].prod(0), (shares * log_q[tuples]).sum(0))
 
 
 def parameter(value: float) -> Tensor:

@@ -5,7 +5,6 @@ import itertools
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,37 +18,14 @@ from torch import Size, Tensor
 from torch.distributions import Distribution, biject_to
 
 from pyro_ext._replay import computed_once
-from pyro_ext.autoguide.packing import Frame, Latent, Packing
+from pyro_ext._sitewise import asked_sitewise
+from pyro_ext.autoguide.group import Group, draw_apart
+from pyro_ext.autoguide.packing import Frame, Latent
 from pyro_ext.autoguide.plates import Batch
-from pyro_ext.families import Family
 
 __all__ = ["Group", "PackedGuide"]
 
 _COUNT = itertools.count()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Latents that are drawn together as one unconstrained vector.
-
-    Args:
-        name: ``"global"`` or ``"local"``.
-        family: Family of the vector.
-        packing: Layout of the sites in the vector.
-    """
-
-    name: str
-    family: Family
-    packing: Packing
-
-    @property
-    def num_params(self) -> int:
-        """Size of one π."""
-        return self.family.num_params(self.packing.dim)
-
-    def posterior(self, params: Tensor) -> Distribution:
-        """Return q(z; π)."""
-        return self.family.distribution(params, self.packing.dim)
 
 
 class _AbstractGuideMeta(type(AutoGuide), ABCMeta):  # type: ignore[misc]
@@ -190,15 +166,16 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
         result: dict[str, Tensor] = {}
         for group in self.groups:
             source = partial(self._params, group, batch, args, kwargs)
-            params = computed_once((id(self), group.name), source)
+            posterior: Any = self._posterior(group, computed_once((id(self), group.name), source))
+            marginals = group.marginals(posterior) if asked_sitewise() else None
+            if marginals is not None:
+                result |= draw_apart(group, marginals, plates)
+                continue
             with ExitStack() as stack:
                 if group.packing.plate is not None:
                     stack.enter_context(plates[group.packing.plate.name])
-                z = pyro.sample(
-                    f"_{self._pyro_name}_{group.name}",
-                    self._posterior(group, params),  # type: ignore[arg-type] # Pyro's mixin is in it
-                    infer={"is_auxiliary": True},
-                )
+                auxiliary = self._auxiliary_name(group)
+                z = pyro.sample(auxiliary, posterior, infer={"is_auxiliary": True})
             unpacked = group.packing.unpack(z)
             for site in group.packing.sites:
                 value, log_det = unpacked[site.name]
@@ -211,6 +188,25 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
                         dist.Delta(value, log_density, event_dim=len(site.event_shape)),
                     )
         return result
+
+    def auxiliary(
+        self, latents: dict[str, Tensor], *args: Any, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Return the values of the auxiliary sites at given latents.
+
+        ``poutine.condition(guide, data=guide.auxiliary(latents, *args))`` scores the latents.
+
+        Args:
+            latents: Constrained value of each latent site.
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+        """
+        self.setup(*args, **kwargs)
+        self._check_sites(latents)
+        return {self._auxiliary_name(g): g.packing.pack(latents)[0] for g in self.groups}
+
+    def _auxiliary_name(self, group: Group) -> str:
+        return f"_{self._pyro_name}_{group.name}"
 
     def _posterior(self, group: Group, params: Tensor) -> Distribution:
         """Return q with the batch dims that the data plate's position asks for."""

@@ -84,8 +84,17 @@ class Packing:
         Args:
             z: Unconstrained vectors, shape ``(*batch, dim)``.
         """
+        unconstrained = self.arrange(z)
+        return {site.name: self._constrain(site, unconstrained[site.name]) for site in self.sites}
+
+    def arrange(self, z: Tensor) -> dict[str, Tensor]:
+        """Return what z holds for each site, with the site's batch dims, not constrained yet.
+
+        Args:
+            z: Unconstrained vectors, shape ``(*batch, dim)``.
+        """
         return {
-            site.name: self._unpack_site(site, part)
+            site.name: self._arrange_site(site, part)
             for site, part in zip(self.sites, z.split(self.sizes, dim=-1), strict=True)
         }
 
@@ -126,7 +135,7 @@ class Packing:
         inner = math.prod(frame.size for frame in self._inner(site))
         return inner * math.prod(site.unconstrained_shape)
 
-    def _unpack_site(self, site: Latent, part: Tensor) -> tuple[Tensor, Tensor]:
+    def _arrange_site(self, site: Latent, part: Tensor) -> Tensor:
         inner, event = self._inner(site), site.unconstrained_shape
         batch = (1,) * (site.nesting - part.dim() + 1) + part.shape[:-1]
         part = part.reshape((*batch, *(frame.size for frame in inner), *event))
@@ -139,8 +148,7 @@ class Packing:
                 order.append(len(batch) + axis_of[position])
                 shape[position] = inner[axis_of[position]].size
         order += range(len(batch) + len(inner), part.dim())
-        unconstrained = part.permute(order).reshape((*shape, *event))
-        return self._constrain(site, unconstrained)
+        return part.permute(order).reshape((*shape, *event))
 
     def _pack_site(self, site: Latent, value: Tensor) -> tuple[Tensor, Tensor]:
         inner = self._inner(site)

@@ -3,5 +3,6 @@
 from pyro_ext.families.diagonal import Diagonal as Diagonal
 from pyro_ext.families.family import Family as Family
 from pyro_ext.families.full_covariance import FullCovariance as FullCovariance
+from pyro_ext.families.low_rank import LowRank as LowRank
 
-__all__ = ["Diagonal", "Family", "FullCovariance"]
+__all__ = ["Diagonal", "Family", "FullCovariance", "LowRank"]

@@ -70,3 +70,11 @@ class Diagonal(Family):
             prob: Probability in (0, 1).
         """
         return normal_quantile(posterior, prob)
+
+    def coordinates(self, posterior: Distribution) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of each coordinate, shape ``(*batch, dim)``.
+
+        Args:
+            posterior: A distribution that this family made.
+        """
+        return posterior.mean, posterior.stddev

@@ -26,7 +26,8 @@ class Family(ABC):
     r"""A set of distributions :math:`\{q(z; \pi)\}` over :math:`\mathbb{R}^D`.
 
     A family holds no parameters: a guide stores π, or computes it from data, and asks the family
-    for the distribution. To add a family, write these four methods.
+    for the distribution. To add a family, write its four abstract
+    methods.
     """
 
     @abstractmethod
@@ -61,3 +62,17 @@ class Family(ABC):
             posterior: A distribution that this family made.
             prob: Probability in (0, 1).
         """
+
+    def coordinates(self, posterior: Distribution) -> tuple[Tensor, Tensor] | None:
+        """Return mean and standard deviation of each coordinate, if they are independent normals.
+
+        ``ELBO(form="kl")`` then knows the marginal of each site. A family with dependent
+        coordinates, or others, keeps this default.
+
+        Args:
+            posterior: A distribution that this family made.
+
+        Returns:
+            Two tensors of shape ``(*batch, dim)``, or None.
+        """
+        return None

@@ -1,5 +1,6 @@
 """The χ upper bound."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,9 @@ class CUBO(BoundLoss):
     .. math::
         \mathcal{U}_n = \frac1n \log \mathbb{E}_q \Big(\frac{p(x, z)}{q(z)}\Big)^n \ge \log p(x)
 
-    Its estimate from K particles is biased downwards, and falls on the bound as K grows.
+    Its estimate from K particles is biased downwards, and comes to the bound as K grows. Minimise
+    it by the guide alone, as a model would lower the evidence, and with K > n / (n - 1): with
+    fewer particles its minimum is not at the posterior.
 
     Args:
         num_particles: Number K of particles.
@@ -60,8 +63,10 @@ class CUBO(BoundLoss):
         joint: bool = False,
     ) -> None:
         super().__init__(num_particles, estimator=estimator, num_outer=num_outer, joint=joint)
-        if order < 1:
-            raise ValueError(f"CUBO: expected order >= 1; got {order}. Write: px.CUBO(order=2).")
+        if not 1 <= order < math.inf:
+            raise ValueError(
+                f"CUBO: expected a finite order >= 1; got {order}. Write: px.CUBO(order=2)."
+            )
         self.order = order
 
     def _options(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ class JackknifeIWAE(BoundLoss):
 
     .. math:: K \mathcal{L}_K - \frac{K - 1}{K} \sum_k \mathcal{L}_{K-1}(w_{-k})
 
-    Closer to the log evidence than the bound that it corrects, and no lower bound.
+    Closer to the log evidence than the bound that it corrects, and no lower bound: it can be made
+    arbitrarily large by a bad guide. Train a model with it, and the guide with another loss.
 
     Args:
         num_particles: Number K of particles, at least 2.
@@ -25,7 +26,8 @@ class JackknifeIWAE(BoundLoss):
             ones inside each global draw.
 
     Raises:
-        ValueError: If an argument is not in its range.
+        ValueError: If an argument is not in its range, or a model with global and local latents is
+            not weighed jointly.
 
     References:
         Debiasing Evidence Approximations: On Importance-weighted Autoencoders and Jackknife
@@ -42,6 +44,7 @@ class JackknifeIWAE(BoundLoss):
         1.5155
     """
 
+    hierarchies: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("reparam",)
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, ClassVar
 
 import pyro.infer
@@ -9,10 +10,12 @@ import torch
 from jaxtyping import Float
 from pyro import poutine
 from pyro.infer.util import torch_item
+from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext._checks import Pair
+from pyro_ext._sitewise import sitewise
 from pyro_ext._terms import Particles
 from pyro_ext.losses.score import score_surrogate
 from pyro_ext.structure import is_random, sample_sites
@@ -36,6 +39,7 @@ class BoundLoss(pyro.infer.ELBO):
     estimators: ClassVar[tuple[str, ...]]
     upper: ClassVar[bool] = False
     hierarchies: ClassVar[bool] = True
+    _sitewise: bool = False
 
     def __init__(
         self, num_particles: int, *, estimator: str, num_outer: int = 1, joint: bool = False
@@ -63,7 +67,12 @@ class BoundLoss(pyro.infer.ELBO):
 
     def __repr__(self) -> str:
         """Return the expression that makes this loss."""
-        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        given = self._options()
+        known = signature(type(self)).parameters
+        for name, value in {"num_outer": self.particles.outer, "joint": self.joint}.items():
+            if name in known and value != known[name].default:
+                given.setdefault(name, value)
+        options = ", ".join(f"{name}={value!r}" for name, value in given.items())
         return f"{type(self).__name__}({options})"
 
     @abstractmethod
@@ -73,6 +82,10 @@ class BoundLoss(pyro.infer.ELBO):
     @abstractmethod
     def _bound(self, log_weights: Tensor) -> Tensor:
         """Return the bound of log weights ``(particles, *batch)``."""
+
+    def _adjust(self, model_trace: Trace, guide_trace: Trace) -> object:
+        """Change log densities or scales of sites before they make up the log weights."""
+        return None
 
     def _path_factor(self, log_weights: Tensor) -> Tensor:
         """Return what ``dreg`` multiplies the gradient through each particle by.
@@ -99,14 +112,14 @@ class BoundLoss(pyro.infer.ELBO):
         """
         stop = self.estimator in ("stl", "dreg") and torch.is_grad_enabled()
         scale_path = self.estimator == "dreg" and stop
-        if stop and isinstance(poutine.unwrap(guide), GuideMessenger):
-            raise ValueError(
-                f"{self!r}: expected a guide that can be replayed; got the messenger guide "
-                f"{type(guide).__name__}. Write: px.{type(self).__name__}(estimator='reparam')."
-            )
+        if stop:
+            self._check_replayable(guide, f"px.{type(self).__name__}(estimator='reparam')")
         pair = Pair(model, guide, args, kwargs)
         mode = Mode("scaled" if scale_path else "attached", stop_guide=stop)
-        log_weights = weigh(pair, self.particles, joint=self.joint, mode=mode)
+        with sitewise(self._sitewise):
+            log_weights = weigh(
+                pair, self.particles, joint=self.joint, mode=mode, adjust=self._adjust
+            )
         self._check(log_weights)
         if scale_path:
             for term in log_weights.terms:
@@ -152,6 +165,13 @@ class BoundLoss(pyro.infer.ELBO):
         )
         return log_weights.model_trace, log_weights.guide_trace
 
+    def _check_replayable(self, guide: Callable[..., Any], instead: str) -> None:
+        if isinstance(poutine.unwrap(guide), GuideMessenger):
+            raise ValueError(
+                f"{self!r}: expected a guide that can be replayed; got the messenger guide "
+                f"{type(guide).__name__}. Write: {instead}."
+            )
+
     def _check(self, log_weights: LogWeights) -> None:
         name = type(self).__name__
         if self.estimator not in SCORE_ESTIMATORS and torch.is_grad_enabled():
@@ -168,6 +188,13 @@ class BoundLoss(pyro.infer.ELBO):
                         "pyro.infer.TraceEnum_ELBO() with infer={'enumerate': 'parallel'} in the "
                         "model."
                     )
+        if self.estimator == "dreg" and self.num_particles > 1 and torch.is_grad_enabled():
+            for site_name in log_weights.point_estimates:
+                raise ValueError(
+                    f"{self!r}: expected every guide site of a weight to be drawn; site "
+                    f"'{site_name}' is a Delta at a parameter, whose gradient 'dreg' would weigh "
+                    f"as that of a draw. Write: px.{name}(estimator='reparam')."
+                )
         if not self.hierarchies and log_weights.hierarchical:
             raise ValueError(
                 f"{self!r}: expected global latents or local ones; the model has both, for which "

@@ -88,6 +88,7 @@ class PIWAE(BoundLoss):
         """
         if not torch.is_grad_enabled():
             return super().differentiable_loss(model, guide, *args, **kwargs)
+        self._check_replayable(guide, "px.MIWAE(estimator='reparam')")
         mode = Mode("leaf", stop_guide=self.estimator == "dreg")
         pair = Pair(model, guide, args, kwargs)
         log_weights = weigh(pair, self.particles, joint=self.joint, mode=mode)

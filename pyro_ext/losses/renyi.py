@@ -1,5 +1,6 @@
 """The Rényi bound."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,10 @@ class Renyi(BoundLoss):
         joint: bool = False,
     ) -> None:
         super().__init__(num_particles, estimator=estimator, num_outer=num_outer, joint=joint)
+        if not math.isfinite(alpha):
+            raise ValueError(
+                f"Renyi: expected a finite alpha; got {alpha}. Write: px.Renyi(alpha=0.5)."
+            )
         self.alpha = alpha
 
     def _options(self) -> dict[str, Any]:

@@ -58,8 +58,10 @@ def _signal(log_w: Tensor, bound: Callable[[Tensor], Tensor], outer_dim: int | N
     if count > 1:
         same = torch.eye(count, dtype=torch.bool, device=log_w.device)
         same = same.reshape(count, count, *(1,) * (log_w.dim() - 1))
-        replaced = torch.where(same, _others_mean(log_w, 0), log_w.unsqueeze(1))
-        return value - bound(replaced)
+        # Not _others_mean, which subtracts: log w is -inf where the model has no mass.
+        others = log_w.unsqueeze(1).masked_fill(same, 0.0).sum(0) / (count - 1)
+        baseline = bound(torch.where(same, others, log_w.unsqueeze(1)))
+        return value - torch.where(baseline.isfinite(), baseline, 0.0)
     if outer_dim is not None:
         value = value - _others_mean(value, outer_dim)
     return value.unsqueeze(0)

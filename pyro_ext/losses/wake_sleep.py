@@ -76,6 +76,7 @@ class WakeSleep(BoundLoss):
         Raises:
             ValueError: If model and guide do not match.
         """
+        self._check_replayable(guide, "px.AutoJoint(model), or a guide that is a function")
         pair = Pair(model, guide, args, kwargs)
         log_weights = weigh(pair, self.particles, joint=self.joint, mode=Mode("detached"))
         self._check(log_weights)

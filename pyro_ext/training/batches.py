@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ext._checks import Pair
+from pyro_ext._run import traces
 from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import plate_frames, sample_sites
 
-__all__ = ["Step", "steps"]
+__all__ = ["Step", "count_rows", "steps"]
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,40 @@ def steps(
             yield Step(args, rows, MiniBatch(name, size, rows, sliced=sliced))
 
 
+def count_rows(pair: Pair, plate: str | None) -> int:
+    """Return the number of rows of the data plate, or 1 if it cannot be told.
+
+    Args:
+        pair: Model, guide and the model's arguments, with all rows.
+        plate: Name of the data plate, or None to find it.
+    """
+    with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
+        trace, _ = traces(pair)
+    sizes = _fitting(_frames(trace), pair.args)
+    if plate in sizes:
+        return sizes[plate]
+    return next(iter(sizes.values())) if len(sizes) == 1 else 1
+
+
+def _frames(trace: Trace) -> dict[str, Any]:
+    return {f.name: f for _, site in sample_sites(trace) for f in plate_frames(site)}
+
+
+def _fitting(frames: dict[str, Any], data: tuple[Any, ...]) -> dict[str, int]:
+    """Return the full size of each plate that has one element per row of a tensor."""
+    sizes = {name: frame.full_size or frame.size for name, frame in frames.items()}
+    return {
+        name: size for name, size in sizes.items() if any(has_rows(value, size) for value in data)
+    }
+
+
 def _data_plate(
     model: Callable[..., Any], data: tuple[Any, ...], plate: str | None
 ) -> tuple[str, int, int, torch.device]:
     with torch.no_grad(), poutine.block():
         trace = poutine.trace(model).get_trace(*data)
-    frames = {f.name: f for _, site in sample_sites(trace) for f in plate_frames(site)}
-    fitting = [
-        name
-        for name, frame in frames.items()
-        if any(has_rows(value, frame.full_size or frame.size) for value in data)
-    ]
+    frames = _frames(trace)
+    fitting = list(_fitting(frames, data))
     if plate is None and len(fitting) == 1:
         plate = fitting[0]
     if plate is None or plate not in fitting:

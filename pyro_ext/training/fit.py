@@ -11,23 +11,22 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from tqdm.auto import tqdm
 
+from pyro_ext._checks import Pair
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.guide import PackedGuide
-from pyro_ext.losses import ELBO
+from pyro_ext.losses import ELBO, Annealed
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.structure import trace_params
-from pyro_ext.training.batches import Step, steps
-from pyro_ext.training.nonfinite import explain_nonfinite, nonfinite_rows
+from pyro_ext.training.batches import Step, count_rows, steps
+from pyro_ext.training.history import RECORD_EVERY, History
+from pyro_ext.training.nonfinite import explain_nonfinite
+from pyro_ext.training.parameters import find_parameters, held
 from pyro_ext.weights import log_weights
 
 __all__ = ["Run", "fit"]
-
-_SHOW_EVERY = 50
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,12 @@ class Run:
         seconds: Wall time of the fit.
         seed: Seed of the fit's random numbers.
         stopped: Why it stopped.
+        elbo_per_datum: The plain ELBO in nats per datum, whatever the loss and its annealing, of
+            every 50th step and the last: an estimate from the step's own rows, shape
+            ``(records,)``.
+        elbo_steps: The steps that it is of, shape ``(records,)``.
+        num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
+            known.
     """
 
     model: Callable[..., Any]
@@ -53,6 +58,9 @@ class Run:
     seconds: float
     seed: int
     stopped: str
+    elbo_per_datum: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
+    elbo_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(repr=False)
+    num_data: int
 
     @property
     def num_steps(self) -> int:
@@ -86,15 +94,23 @@ def fit(
     num_steps: int = 2000,
     batch_size: int | None = None,
     plate: str | None = None,
+    train: str = "both",
     seed: int | None = None,
     progress: bool = True,
 ) -> Run:
-    """Fit a guide, and the model's own parameters with it.
+    r"""Fit a guide, and the model's own parameters with it.
 
     With ``batch_size`` the trainer shuffles the rows and shows the same ones to model and guide:
     the model is written for the rows that it is called with, ``pyro.plate("data", len(x))``, and
     its likelihood is scaled by N/B; a model that subsamples inside, ``subsample_size=batch_size``,
     gets all rows and its indices from the trainer.
+
+    Variational EM alternates two fits: ``train="guide"`` is the E-step, with the model as it is;
+    ``train="model"`` with ``px.ELBO()`` is the M-step, which climbs the expected complete log
+    likelihood with q as it is. What stays still gets no gradient.
+
+    .. math:: \text{E: } \max_\phi \mathcal{L}(\theta, \phi), \qquad
+        \text{M: } \max_\theta \mathbb{E}_{q_\phi(z)} \log p_\theta(x, z)
 
     Args:
         model: A Pyro model.
@@ -107,6 +123,7 @@ def fit(
         num_steps: Number of steps.
         batch_size: Rows of a mini-batch; by default all.
         plate: Name of the data plate, where more than one plate has the data's size.
+        train: What to train: ``"both"``, ``"model"`` or ``"guide"``.
         seed: Seed of the fit; the caller's random state stays as it was.
         progress: Whether to show a progress bar (never if the output is no terminal).
 
@@ -114,7 +131,12 @@ def fit(
         The fitted guide with its history.
 
     Raises:
-        ValueError: If a loss is not finite; the message names step, site and rows.
+        ValueError: If a loss is not finite; the message names step, site and rows. If there is
+            nothing to train, or the schedule of ``px.Annealed`` does not reach its end.
+
+    References:
+        A View of the EM Algorithm that Justifies Incremental, Sparse, and Other Variants
+        (Neal and Hinton, 1998) | https://doi.org/10.1007/978-94-011-5014-9_12
 
     Example:
         >>> def model(x):
@@ -140,9 +162,14 @@ def fit(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         try:
-            params = _parameters(model, guide, loss, args)
-            batches = steps(model, args, batch_size, plate or getattr(guide, "plate", None))
-            optimizer = optim(params)
+            if isinstance(loss, Annealed):
+                loss.start(num_steps)
+            pair = Pair(model, guide, args, {})
+            params = find_parameters(pair, loss, train)
+            plate = plate or getattr(guide, "plate", None)
+            history = History(loss, count_rows(pair, plate), num_steps, devices)
+            batches = steps(model, args, batch_size, plate)
+            optimizer = optim(params.trained)
             scheduler = None if schedule is None else schedule(optimizer)
             bar = tqdm(
                 islice(batches, num_steps),
@@ -151,11 +178,24 @@ def fit(
                 leave=False,
                 disable=None if progress else True,
             )
-            losses = _train(model, guide, loss, params, optimizer, scheduler, bar)
+            with held(params.held):
+                _train(model, guide, loss, params.trained, optimizer, scheduler, bar, history)
         finally:
             _leave_store(before, model, guide)
     seconds = time.perf_counter() - start
-    return Run(model, guide, loss, args, losses, seconds, seed, f"num_steps={num_steps} reached")
+    return Run(
+        model,
+        guide,
+        loss,
+        args,
+        torch.stack(history.losses).cpu().double().numpy(),
+        seconds,
+        seed,
+        f"num_steps={num_steps} reached",
+        np.array(history.elbos) / history.num_data,
+        np.array(history.elbo_steps),
+        history.num_data,
+    )
 
 
 def _train(
@@ -166,9 +206,11 @@ def _train(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler | None,
     bar: "tqdm[Step]",
-) -> "np.ndarray[Any, np.dtype[np.float64]]":
-    losses: list[Tensor] = []
+    history: History,
+) -> None:
     for number, step in enumerate(bar):
+        if isinstance(loss, Annealed):
+            loss.step = number
         optimizer.zero_grad(set_to_none=True)
         with pyro.validation_enabled(number == 0), step.context:
             value = loss.differentiable_loss(model, guide, *step.args)
@@ -176,39 +218,19 @@ def _train(
                 raise explain_nonfinite(
                     number, value.item(), model, guide, step.args, step.rows, params
                 )
+            if not value.requires_grad:
+                raise ValueError(
+                    f"fit: expected a loss with a gradient for what is trained; {loss!r} gives "
+                    "the model no gradient. Write: train='guide'."
+                )
+            history.record(number, value, model, guide, step.args)
             value.backward()
         optimizer.step()
         if scheduler is not None:
             scheduler.step()
-        losses.append(value.detach())
-        if number % _SHOW_EVERY == 0:
+        history.losses.append(value.detach())
+        if number % RECORD_EVERY == 0:
             bar.set_postfix(loss=f"{value.item():.2f}")
-    return torch.stack(losses).cpu().double().numpy()
-
-
-def _parameters(
-    model: Callable[..., Any], guide: Callable[..., Any], loss: BoundLoss, args: tuple[Any, ...]
-) -> list[Tensor]:
-    """Run the loss once on all rows, so that every parameter exists, and return them all."""
-    with poutine.trace(param_only=True) as capture:
-        try:
-            loss.differentiable_loss(model, guide, *args)
-        except ValueError as error:
-            rows = nonfinite_rows(args, None)
-            if not rows:
-                raise
-            raise ValueError(f"fit: before the first step, {error} {rows}") from error
-    found = trace_params(capture.trace)
-    for module in (model, guide):
-        if isinstance(module, torch.nn.Module):
-            found += list(module.parameters())
-    unique = {id(param): param for param in found if param.requires_grad}
-    if not unique:
-        raise ValueError(
-            "fit: expected a parameter to fit; model and guide have none. Write: "
-            "px.fit(model, px.AutoJoint(model), data=...)."
-        )
-    return list(unique.values())
 
 
 def _leave_store(before: set[str], model: Any, guide: Any) -> None:

@@ -92,6 +92,7 @@ FAMILIES = {
     "diagonal": px.Diagonal(),
     "triangle": px.FullCovariance(),
     "dense": px.FullCovariance(dense=True),
+    "low-rank": px.LowRank(rank=2),
 }
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 LOCAL_MODELS = {f.__name__: f for f in (one_local, awkward_locals, locals_at_2)}

@@ -1,6 +1,7 @@
 """Values of the losses: the evidence where the guide is exact, brute force elsewhere."""
 
 from collections.abc import Callable
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyro.infer.autoguide as pyro_auto
 import pytest
 import reference
 import torch
+from cases import EXACT, LOSSES, bound_of, sign
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from reference import Gaussian, Hierarchy
@@ -40,14 +42,6 @@ CONJUGATE: dict[str, Callable[[], ConjugateModel]] = {
     "gamma-global": lambda: GammaPoisson.simulate(NUM, local=False),
     "regression": lambda: LinearRegression.simulate(NUM),
 }
-LOSSES: dict[str, Callable[[int], px.losses.loss.BoundLoss]] = {
-    "elbo": lambda k: px.ELBO(k),
-    "elbo-stl": lambda k: px.ELBO(k, estimator="stl"),
-    "iwae": lambda k: px.IWAE(k),
-    "iwae-dreg": lambda k: px.IWAE(k, estimator="dreg"),
-    "iwae-stl": lambda k: px.IWAE(k, estimator="stl"),
-}
-ZERO = ["elbo-stl", "iwae-dreg", "iwae-stl"]
 
 
 # ---------------------------------------------------------------------- the exact posterior
@@ -58,8 +52,28 @@ ZERO = ["elbo-stl", "iwae-dreg", "iwae-stl"]
 @pytest.mark.parametrize("name", CONJUGATE)
 def test_exact_posterior_gives_the_evidence(name: str, loss: str, particles: int) -> None:
     exact = CONJUGATE[name]()
-    value = LOSSES[loss](particles).loss(exact.model, exact.guide, *exact.args)
-    assert -value == pytest.approx(exact.log_evidence().item(), abs=1e-10)
+    bound = LOSSES[loss](particles)
+    if name == "hierarchy" and not bound.hierarchies:
+        with pytest.raises(ValueError, match=r"the model has both.*Write: px\..*joint=True"):
+            bound.loss(exact.model, exact.guide, *exact.args)
+        bound = LOSSES[loss](particles, joint=True)
+    value = sign(bound) * bound.loss(exact.model, exact.guide, *exact.args)
+    assert value == pytest.approx(exact.log_evidence().item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_exact_posterior_gives_the_evidence_of_a_joint_weight(loss: str) -> None:
+    """One weight of a hierarchy, and several sets of particles."""
+    if loss.startswith(("ELBO", "Annealed")):
+        pytest.skip("is joint as it is")
+    exact = CONJUGATE["hierarchy"]()
+    bound = LOSSES[loss](7, joint=True)
+    value = sign(bound) * bound.loss(exact.model, exact.guide, *exact.args)
+    assert value == pytest.approx(exact.log_evidence().item(), abs=1e-9)
+    if "num_outer" in signature(type(bound)).parameters and not loss.startswith(("M", "P")):
+        bound = LOSSES[loss](7, joint=True, num_outer=3)
+        value = sign(bound) * bound.loss(exact.model, exact.guide, *exact.args)
+        assert value == pytest.approx(exact.log_evidence().item(), abs=1e-9)
 
 
 def factor_analysis(x: Tensor) -> None:
@@ -213,15 +227,18 @@ CASES: dict[str, Callable[[], Case]] = {
 def test_exact_guide_of_each_kind(case: str, loss: str, particles: int) -> None:
     """The value is the evidence; stl and dreg have no gradient at all, not even noise."""
     model, guide, args, log_evidence = CASES[case]()
-    value = LOSSES[loss](particles).loss_and_grads(model, guide, *args)
-    assert -value == pytest.approx(log_evidence, abs=1e-10)
+    bound = LOSSES[loss](particles)
+    if case == "AutoJoint-hierarchy" and not bound.hierarchies:
+        bound = LOSSES[loss](particles, joint=True)
+    value = sign(bound) * bound.loss_and_grads(model, guide, *args)
+    assert value == pytest.approx(log_evidence, abs=1e-9)
     grads = [p.grad for p in guide.parameters()]
     assert all(g is not None for g in grads)
     largest = max(float(g.abs().max()) for g in grads if g is not None)
-    assert largest < 1e-10 if loss in ZERO else largest > 1e-3
+    assert largest < 1e-10 if loss in EXACT else largest > 1e-3
 
 
-@pytest.mark.parametrize("loss", ZERO)
+@pytest.mark.parametrize("loss", EXACT)
 def test_exact_guide_in_the_param_store(loss: str) -> None:
     """A hand-written function with ``pyro.param`` is frozen as a module is."""
     exact = GammaPoisson.simulate(NUM)
@@ -233,8 +250,9 @@ def test_exact_guide_in_the_param_store(loss: str) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("rate", dist.Gamma(a, b))
 
-    value = LOSSES[loss](7).loss_and_grads(exact.model, guide, *exact.args)
-    assert -value == pytest.approx(exact.log_evidence().item(), abs=1e-10)
+    bound = LOSSES[loss](7)
+    value = sign(bound) * bound.loss_and_grads(exact.model, guide, *exact.args)
+    assert value == pytest.approx(exact.log_evidence().item(), abs=1e-9)
     for name in ("a", "b"):
         grad = pyro.param(name).unconstrained().grad
         assert grad is not None
@@ -288,41 +306,97 @@ def losses_of(loss: Any, model: Any, guide: Any, x: Tensor, draws: int) -> Tenso
 
 
 @pytest.mark.parametrize("particles", [1, 5])
-def test_loss_is_brute_force_on_the_same_draws(particles: int) -> None:
+@pytest.mark.parametrize("name", LOSSES)
+def test_loss_is_brute_force_on_the_same_draws(name: str, particles: int) -> None:
     truth = Gaussian()
     pair = gaussian_pair(truth)
-    for name, loss in (("elbo", px.ELBO(particles)), ("iwae", px.IWAE(particles))):
+    loss = LOSSES[name](particles)
+    pyro.set_rng_seed(3)
+    value = sign(loss) * loss.loss(*pair, X)
+    pyro.set_rng_seed(3)
+    inner, outer = loss.particles.inner, loss.particles.outer
+    lw = px.log_weights(*pair, X, num_particles=inner, num_outer=outer)
+    z = lw.latents["z"].detach().reshape(outer, inner, len(X)).movedim(1, 0)
+    log_w = truth.log_p(z, X) - truth.log_q(z, X)
+    assert value == pytest.approx(bound_of(loss)(log_w).mean(0).sum().item(), abs=1e-10)
+
+
+def same_value_and_gradient(one: Any, other: Any) -> None:
+    """Of the same draws, for the model and for the guide."""
+    truth = Gaussian()
+
+    class Guide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = nn.ParameterList(truth.guide_params)
+
+        def forward(self, x: Tensor) -> None:
+            gaussian_pair(truth)[1](x)
+
+    model, guide = gaussian_pair(truth)[0], Guide()
+    found = []
+    for loss in (one, other):
         pyro.set_rng_seed(3)
-        value = loss.loss(*pair, X)
-        pyro.set_rng_seed(3)
-        lw = px.log_weights(*pair, X, num_particles=particles, joint=name == "elbo")
-        z = lw.latents["z"].detach()
-        log_w = truth.log_p(z, X) - truth.log_q(z, X)
-        expected = getattr(reference, name)(log_w).sum()
-        assert -value == pytest.approx(expected.item(), abs=1e-10)
+        value = sign(loss) * loss.differentiable_loss(model, guide, X)
+        found.append((value, *torch.autograd.grad(value, truth.params)))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-9)
 
 
-def test_one_particle_iwae_is_the_elbo() -> None:
-    pair = gaussian_pair(Gaussian())
-    values = []
-    for loss in (px.ELBO(), px.IWAE(1), px.IWAE(1, estimator="dreg")):
-        pyro.set_rng_seed(3)
-        values.append(loss.loss(*pair, X))
-    assert values[0] == pytest.approx(values[1], abs=1e-12)
-    assert values[1] == pytest.approx(values[2], abs=1e-12)
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (px.IWAE(1), px.ELBO()),
+        (px.IWAE(1, estimator="dreg"), px.ELBO(estimator="stl")),
+        (px.IWAE(1, estimator="vimco"), px.ELBO(estimator="score")),
+        (px.MIWAE(5, 1), px.ELBO(5)),
+        (px.MIWAE(5, 1, estimator="dreg"), px.ELBO(5, estimator="stl")),
+        (px.MIWAE(5, 1, estimator="vimco"), px.ELBO(5, estimator="score")),
+        (px.MIWAE(1, 5), px.IWAE(5)),
+        (px.MIWAE(3, 5, estimator="dreg"), px.IWAE(5, estimator="dreg", num_outer=3)),
+        (px.CIWAE(5, beta=1.0), px.ELBO(5)),
+        (px.CIWAE(5, beta=1.0, estimator="dreg"), px.ELBO(5, estimator="stl")),
+        (px.CIWAE(5, beta=0.0), px.IWAE(5)),
+        (px.CIWAE(5, beta=0.0, estimator="dreg"), px.IWAE(5, estimator="dreg")),
+        (px.CIWAE(5, beta=0.0, estimator="vimco"), px.IWAE(5, estimator="vimco")),
+        (px.Renyi(5, alpha=1.0), px.ELBO(5)),
+        (px.Renyi(5, alpha=1.0, estimator="dreg"), px.ELBO(5, estimator="stl")),
+        (px.Renyi(5, alpha=1 + 1e-11, estimator="dreg"), px.ELBO(5, estimator="stl")),
+        (px.Renyi(5, alpha=1 - 1e-11), px.ELBO(5)),
+        (px.Renyi(5, alpha=0.0), px.IWAE(5)),
+        (px.Renyi(5, alpha=0.0, estimator="dreg"), px.IWAE(5, estimator="dreg")),
+        (px.Renyi(5, alpha=0.0, estimator="stl"), px.IWAE(5, estimator="stl")),
+        (px.Renyi(5, alpha=0.0, estimator="vimco"), px.IWAE(5, estimator="vimco")),
+        (px.Renyi(5, alpha=-1.0, estimator="dreg"), px.CUBO(5, estimator="dreg")),
+        (px.PIWAE(1, 5), px.IWAE(5)),
+        (px.PIWAE(1, 5, estimator="dreg"), px.IWAE(5, estimator="dreg")),
+    ],
+    ids=repr,
+)
+def test_special_cases_are_each_other(one: Any, other: Any) -> None:
+    same_value_and_gradient(one, other)
 
 
-def test_expected_values_are_the_quadrature() -> None:
+@pytest.mark.parametrize("estimator", ["reparam", "dreg"])
+def test_gradient_of_renyi_is_continuous_where_its_formula_changes(estimator: str) -> None:
+    for side in (-1, 1):
+        inside, outside = (
+            px.Renyi(5, alpha=1 + side * (1e-3 + shift), estimator=estimator)
+            for shift in (-1e-12, 1e-12)
+        )
+        same_value_and_gradient(inside, outside)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_expected_values_are_the_quadrature(name: str) -> None:
     """A bias of 1 % of the gap between ELBO and evidence would show."""
     truth = Gaussian()
     pair = gaussian_pair(truth)
     x = X.repeat(100)
-    for loss, expected in (
-        (px.ELBO(2), reference.expected_elbo),
-        (px.IWAE(2), reference.expected_iwae),
-    ):
-        value = expected(lambda eps: truth.log_w(eps, x)).sum().detach()
-        assert_mean(-losses_of(loss, *pair, x, 200), value)
+    loss = LOSSES[name](2)
+    eps, weights = reference.gauss_hermite(60)
+    value = reference.expected_bound(bound_of(loss), weights[:, None], truth.log_w(eps, X))
+    values = sign(loss) * losses_of(loss, *pair, x, 100)
+    assert_mean(values, 100 * value.sum().detach())
 
 
 def test_bounds_rise_to_the_evidence() -> None:

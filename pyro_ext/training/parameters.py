@@ -1,0 +1,121 @@
+"""The parameters that a fit trains, and those that it holds still."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
+
+from pyro_ext._checks import Pair
+from pyro_ext._run import traces
+from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.structure import trace_params
+from pyro_ext.training.nonfinite import nonfinite_rows
+
+__all__ = ["TRAIN", "Parameters", "find_parameters", "held"]
+
+TRAIN = ("both", "model", "guide")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All trainable tensors of a pair.
+
+    Args:
+        trained: What the optimizer gets.
+        held: What stays as it is.
+    """
+
+    trained: list[Tensor]
+    held: list[Tensor]
+
+
+def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
+    """Run the loss once on all rows, so that every parameter exists, and split them.
+
+    Args:
+        pair: Model, guide and the model's full-data arguments.
+        loss: The loss.
+        train: ``"both"``, ``"model"`` or ``"guide"``.
+
+    Raises:
+        ValueError: If there is nothing to train, or ``train`` is unknown.
+    """
+    if train not in TRAIN:
+        raise ValueError(
+            f"fit: expected train to be one of {list(TRAIN)}; got {train!r}. Write: train='both'."
+        )
+    with poutine.trace(param_only=True) as capture:
+        try:
+            loss.differentiable_loss(pair.model, pair.guide, *pair.args)
+        except ValueError as error:
+            rows = nonfinite_rows(pair.args, None)
+            if not rows:
+                raise
+            raise ValueError(f"fit: before the first step, {error} {rows}") from error
+    every = _unique(
+        [*trace_params(capture.trace), *_of_module(pair.model), *_of_module(pair.guide)]
+    )
+    trained = every if train == "both" else _side(pair, train, every)
+    if not trained:
+        whose = "model and guide have" if train == "both" else f"the {train} has"
+        raise ValueError(
+            f"fit: expected a parameter to fit; {whose} none. Write: "
+            "px.fit(model, px.AutoJoint(model), data=...)."
+        )
+    chosen = {id(param) for param in trained}
+    return Parameters(trained, [param for param in every if id(param) not in chosen])
+
+
+@contextmanager
+def held(params: list[Tensor]) -> Iterator[None]:
+    """Within this context the given parameters get no gradient.
+
+    Args:
+        params: Trainable tensors.
+    """
+    try:
+        for param in params:
+            param.requires_grad = False
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*was not registered in the param store")
+            yield
+    finally:
+        for param in params:
+            param.requires_grad = True
+
+
+def _side(pair: Pair, train: str, every: list[Tensor]) -> list[Tensor]:
+    with torch.no_grad(), torch.random.fork_rng(devices=()):
+        model_trace, guide_trace = traces(pair)
+        if messenger := isinstance(poutine.unwrap(pair.guide), GuideMessenger):
+            replayed = poutine.replay(pair.model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+    of_model, of_guide = ({id(p) for p in trace_params(t)} for t in (model_trace, guide_trace))
+    if messenger:  # it runs the model inside
+        of_guide = {id(param) for param in every} - of_model
+    shared = of_model & of_guide
+    if shared:
+        shapes = [tuple(param.shape) for param in every if id(param) in shared]
+        raise ValueError(
+            f"fit: expected model and guide to share no parameter with train={train!r}; they "
+            f"share {len(shared)}, of shapes {shapes}. Write: train='both'."
+        )
+    # A module may hold the other one as a part.
+    of_model |= {id(param) for param in _of_module(pair.model)} - of_guide
+    of_guide |= {id(param) for param in _of_module(pair.guide)} - of_model
+    chosen = of_model if train == "model" else of_guide
+    return [param for param in every if id(param) in chosen]
+
+
+def _of_module(fn: Any) -> list[Tensor]:
+    return list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
+
+
+def _unique(params: list[Tensor]) -> list[Tensor]:
+    return list({id(param): param for param in params if param.requires_grad}.values())

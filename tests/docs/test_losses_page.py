@@ -1,4 +1,4 @@
-"""What the page on losses says is what its script measures."""
+"""What the page on losses says is what its scripts measure."""
 
 import importlib.util
 import math
@@ -14,15 +14,20 @@ PAGE = ROOT / "docs" / "losses.md"
 SPREAD = 6  # standard errors of a difference: a chance of 2e-9 a cell
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("page", ROOT / "benchmarks" / "subsampling.py")
+def load(name: str) -> ModuleType:
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"page_{name}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    return load("subsampling")
 
 
 def cells() -> list[list[str]]:
@@ -50,3 +55,19 @@ def test_pyros_bound_exceeds_the_evidence_on_every_mini_batch_and_ours_on_none()
 
 def test_the_evidence_is_exact(script: ModuleType) -> None:
     assert f"Exact log evidence: {script.exact_evidence():.2f}" in PAGE.read_text()
+
+
+def test_discrete_gradients_are_what_the_script_measures() -> None:
+    script = load("discrete_gradients")
+    exact = script.enumerated()
+    assert f"| enumerated | {exact:.4f} | exact |" in PAGE.read_text()
+    measured = script.table(repeats=1000)
+    for name, found in measured.items():
+        (line,) = (line for line in PAGE.read_text().splitlines() if line.startswith(f"| {name}"))
+        printed = float(line.split("|")[2])
+        error = float(found.std()) / math.sqrt(len(found))
+        assert abs(float(found.mean()) - printed) <= SPREAD * error + 1e-4
+        if "Renyi" in name:
+            assert not found.any()
+        else:
+            assert abs(float(found.mean()) - exact) <= SPREAD * error

@@ -4,15 +4,26 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.guide import GuideMessenger
+from torch import Tensor
 
 from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
 from pyro_ext._replay import remember_params
-from pyro_ext._run import Rerun, frozen, particle_plates, replayed, traces, with_stopped_values
+from pyro_ext._run import (
+    Rerun,
+    frozen,
+    particle_plates,
+    replayed,
+    replayed_model,
+    traces,
+    with_stopped_values,
+)
 from pyro_ext._terms import Particles, check_shape, site_log_prob
 from pyro_ext.structure import Structure, analyse, identity, sample_sites
 
@@ -36,15 +47,16 @@ class Found:
     structure: Structure
 
 
-def recall(pair: Pair, *, joint: bool, rerun: Rerun) -> Found | None:
+def recall(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found | None:
     """Return what is known of this pair, or None.
 
     Args:
         pair: The pair.
         joint: Whether all sites make one joint weight.
         rerun: How the guide will be run again.
+        many: Whether there is more than one particle.
     """
-    known = _CACHE.get(_key(pair, joint=joint, rerun=rerun))
+    known = _CACHE.get(_key(pair, joint=joint, rerun=rerun, many=many))
     if known is None or any(ref() is None for ref in known[1]):
         return None  # unknown, or another pair at the same address
     return known[0]
@@ -62,16 +74,17 @@ def suggested(model_trace: Trace, guide_trace: Trace, *, joint: bool) -> Structu
     return Structure(found.nesting) if joint else found
 
 
-def discover(pair: Pair, *, joint: bool, rerun: Rerun) -> Found:
+def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
     """Run a pair without particles, look at its plates, and remember them.
 
     Args:
         pair: The pair.
         joint: Whether all sites make one joint weight.
         rerun: How the guide will be run again.
+        many: Whether there is more than one particle.
 
     Raises:
-        ValueError: If model and guide do not match.
+        ValueError: If model and guide do not match, or the model mixes particles.
     """
     with torch.no_grad(), poutine.block(), _same_random_state():
         try:
@@ -98,22 +111,24 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun) -> Found:
                 structure = structure.without(index)
             else:
                 index += 1
-    return _remember(pair, Found(first, structure), joint=joint, rerun=rerun)
+        if many:
+            _check_apart(pair, structure)
+    return _remember(pair, Found(first, structure), joint=joint, rerun=rerun, many=many)
 
 
-def _key(pair: Pair, *, joint: bool, rerun: Rerun) -> tuple[Any, ...]:
-    return (*identity(pair.model), *identity(pair.guide), joint, rerun)
+def _key(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> tuple[Any, ...]:
+    return (*identity(pair.model), *identity(pair.guide), joint, rerun, many)
 
 
-def _remember(pair: Pair, found: Found, *, joint: bool, rerun: Rerun) -> Found:
+def _remember(pair: Pair, found: Found, *, joint: bool, rerun: Rerun, many: bool) -> Found:
     if len(_CACHE) >= _CACHE_SIZE:
         _CACHE.pop(next(iter(_CACHE)))
     try:
         refs = tuple(weakref.ref(getattr(fn, "__self__", fn)) for fn in (pair.model, pair.guide))
     except TypeError:
         return found  # cannot be watched: looked at anew in each call
-    for checked in _RERUNS[_RERUNS.index(rerun) :]:
-        _CACHE[_key(pair, joint=joint, rerun=checked)] = found, refs
+    for checked, several in product(_RERUNS[_RERUNS.index(rerun) :], {many, False}):
+        _CACHE[_key(pair, joint=joint, rerun=checked, many=several)] = found, refs
     return found
 
 
@@ -154,6 +169,50 @@ def _leaks(pair: Pair, alone: Structure) -> bool:
                 except ValueError:
                     return True
     return False
+
+
+def _check_apart(pair: Pair, structure: Structure) -> None:
+    """Raise if the density of one particle changes with the latents of another."""
+    if isinstance(poutine.unwrap(pair.guide), GuideMessenger):
+        return
+    with torch.enable_grad(), particle_plates(structure, Particles(1, 2)):
+        trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+        seen = with_stopped_values(trace, [name for name, _ in sample_sites(trace)])
+        leaves = {
+            name: (site["value"].requires_grad_(), site["fn"].event_dim)
+            for name, site in sample_sites(seen)
+            if site["value"].is_floating_point()
+        }
+        try:
+            model_trace = replayed_model(pair, seen)
+            for _, site in sample_sites(model_trace):
+                shape = site_log_prob(site).shape
+                check_shape(site, shape, max(len(shape) - structure.nesting, 0))
+        except Exception as error:
+            explain_failure(error, pair, particles=2)
+            raise
+    if leaves:  # discrete latents alone have no gradient to tell by
+        with torch.enable_grad():
+            _check_gradients(model_trace, leaves, -structure.nesting - 1)
+
+
+def _check_gradients(model_trace: Trace, leaves: dict[str, tuple[Tensor, int]], dim: int) -> None:
+    for name, site in sample_sites(model_trace):
+        log_prob = site_log_prob(site)
+        if log_prob.dim() < -dim or not log_prob.requires_grad:
+            continue
+        first = log_prob.select(dim, 0).sum()
+        values = [value for value, _ in leaves.values()]
+        grads = torch.autograd.grad(first, values, retain_graph=True, allow_unused=True)
+        for (latent, (_, event_dim)), grad in zip(leaves.items(), grads, strict=True):
+            if grad is not None and grad.select(dim - event_dim, 1).any():
+                raise ValueError(
+                    f"site '{name}': expected the density of a particle to depend on its own "
+                    f"latents; it changes with '{latent}' of another particle. Particles are a "
+                    f"batch dim to the left of the plates (dim {dim}): write x.flatten(-2) for "
+                    "x.view(n, -1) and dim=-1 for dim=1. A batch-norm layer does it too: write "
+                    "model.eval(), a LayerNorm, or num_particles=1."
+                )
 
 
 @contextmanager

@@ -25,6 +25,7 @@ __all__ = [
     "frozen",
     "particle_plates",
     "replayed",
+    "replayed_model",
     "run_pair",
     "traces",
     "with_stopped_values",
@@ -113,7 +114,7 @@ def run_pair(pair: Pair, structure: Structure, particles: Particles, mode: Mode)
                 seen, leaves = _with_values(guide_trace, structure, paths, mode.values)
                 if mode.values == "detached":
                     seen = replayed(pair, seen)
-                model_trace = _model_trace(pair, seen)
+                model_trace = replayed_model(pair, seen)
                 with frozen(pair.guide, guide_trace) if mode.stop_guide else nullcontext():
                     scored = seen if mode.values == "detached" else replayed(pair, seen)
                     if mode.values == "scaled" and structure.local and particles.inner > 1:
@@ -141,10 +142,10 @@ def traces(pair: Pair) -> tuple[Trace, Trace]:
         pair.guide(*pair.args, **pair.kwargs)
         return unwrapped.get_traces()
     guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
-    return _model_trace(pair, guide_trace), guide_trace
+    return replayed_model(pair, guide_trace), guide_trace
 
 
-def _model_trace(pair: Pair, guide_trace: Trace) -> Trace:
+def replayed_model(pair: Pair, guide_trace: Trace) -> Trace:
     replayed = poutine.replay(pair.model, trace=guide_trace)
     return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
 

@@ -158,25 +158,29 @@ def weigh(
         adjust: Called with the model's trace and the guide's before their sites are added up; it
             may change their log densities and scales.
     """
-    known = recall(pair, joint=joint, rerun=mode.rerun)
-    found = known or discover(pair, joint=joint, rerun=mode.rerun)
+    many = particles.count_dims > 0
+    known = recall(pair, joint=joint, rerun=mode.rerun, many=many)
+    found = known or discover(pair, joint=joint, rerun=mode.rerun, many=many)
     try:
         traces = run_pair(pair, found.structure, particles, mode)
         if suggested(traces.model, traces.guide, joint=joint) == found.suggested:
             return _weights(traces, found.structure, particles, adjust)
     except Exception as error:
-        if known is None or _again(pair, joint=joint, rerun=mode.rerun) in (None, found):
+        if known is None or _again(pair, joint=joint, rerun=mode.rerun, many=many) in (
+            None,
+            found,
+        ):
             explain_failure(error, pair, particles=particles.inner * particles.outer)
             raise
     # The pair's plates have changed since they were looked at.
-    found = discover(pair, joint=joint, rerun=mode.rerun)
+    found = discover(pair, joint=joint, rerun=mode.rerun, many=many)
     traces = run_pair(pair, found.structure, particles, mode)
     return _weights(traces, found.structure, particles, adjust)
 
 
-def _again(pair: Pair, *, joint: bool, rerun: Rerun) -> Found | None:
+def _again(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found | None:
     try:
-        return discover(pair, joint=joint, rerun=rerun)
+        return discover(pair, joint=joint, rerun=rerun, many=many)
     except Exception:
         return None
 

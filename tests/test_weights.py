@@ -610,3 +610,45 @@ def test_model_that_drops_a_plate_dim_gets_a_note() -> None:
         with pytest.raises(ValueError, match="site 's'") as caught:
             px.log_weights(model, local_guide, X, num_particles=particles)
         assert "keepdim=True" in caught.value.__notes__[0]
+
+
+# ---------------------------------------------------------------------- particles apart
+
+
+def mixing(how: str) -> Callable[[Tensor], None]:
+    """Return a model that counts dims from the left where particles come in."""
+    norm = torch.nn.BatchNorm1d(1).double()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            if how == "view":
+                loc = z.view(len(x), -1).sum(-1)
+            elif how == "batch norm":
+                loc = norm(z.reshape(-1, 1)).reshape(z.shape)
+            else:
+                loc = 2 * z
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    return model
+
+
+def guide_of_mixing(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+@pytest.mark.parametrize("how", ["view", "batch norm"])
+def test_a_model_that_mixes_particles_raises(how: str) -> None:
+    """Silent otherwise: the shapes fit, and the loss is that of another model."""
+    model, x = mixing(how), torch.randn(6)
+    message = r"site 'x': .* it changes with 'z' of another particle.*flatten\(-2\).*model\.eval"
+    for loss in (px.IWAE(5), px.ELBO(5)):
+        with pytest.raises(ValueError, match=message):
+            loss.loss(model, guide_of_mixing, x)
+    assert px.ELBO(1).loss(model, guide_of_mixing, x) > 0
+
+
+def test_a_model_that_keeps_particles_apart_does_not_raise() -> None:
+    x = torch.randn(6)
+    assert px.IWAE(5).loss(mixing("no"), guide_of_mixing, x) > 0

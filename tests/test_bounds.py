@@ -8,6 +8,7 @@ import reference
 import torch
 from cases import BOUNDS
 from torch import Tensor
+from torch.distributions import Normal
 
 from helpers import assert_at_most
 from pyro_ext import bounds
@@ -207,3 +208,27 @@ def test_arguments_of_bounds() -> None:
             bounds.cubo(log_w, order)
     with pytest.raises(ValueError, match=r"jackknife: expected at least two.*got 1.*Write"):
         bounds.jackknife(log_w[:1])
+
+
+@pytest.mark.parametrize("sd", [1.0, 1.5, 2.0, 3.0])
+def test_the_jackknife_is_no_objective_for_a_guide(sd: float) -> None:
+    """Exactly, by quadrature: it exceeds the evidence where q is wide, the more the wider.
+
+    z ~ N(0, 1), x ~ N(z, 1) at x = 1, two particles. A guide that climbs it runs away, which is
+    why no test trains a guide with it; the bound that it corrects stays below the evidence.
+    """
+    x = torch.tensor(1.0)
+    evidence = Normal(0.0, 2**0.5).log_prob(x)
+
+    def expected(bound: Callable[[Tensor], Tensor], sd: float) -> Tensor:
+        nodes, mass = reference.gauss_hermite(160)
+        z = x / 2 + sd * nodes
+        log_w = Normal(0.0, 1.0).log_prob(z) + Normal(z, 1.0).log_prob(x)
+        log_w = log_w - Normal(x / 2, sd).log_prob(z)
+        pairs = torch.stack(torch.broadcast_tensors(log_w[:, None], log_w[None, :]))
+        both = mass[:, None] * mass[None, :]
+        return (both / both.sum() * bound(pairs)).sum()
+
+    assert expected(bounds.jackknife, sd) > evidence + 0.04
+    assert expected(bounds.jackknife, 2 * sd) > expected(bounds.jackknife, sd)
+    assert expected(bounds.iwae, sd) < evidence

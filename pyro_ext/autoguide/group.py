@@ -6,7 +6,7 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
@@ -40,9 +40,9 @@ class Group:
         """Size of one π."""
         return self.family.num_params(self.packing.dim)
 
-    def posterior(self, params: Tensor) -> Distribution:
+    def posterior(self, params: Tensor, network: nn.Module | None = None) -> Distribution:
         """Return q(z; π)."""
-        return self.family.distribution(params, self.packing.dim)
+        return self.family.distribution(params, self.packing.dim, network)
 
     def marginals(self, posterior: Distribution) -> dict[str, Distribution] | None:
         """Return the distribution of each constrained site, or None if the sites are dependent.

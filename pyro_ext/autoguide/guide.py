@@ -113,6 +113,9 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
             loc, _ = group.packing.pack(values)
             loc = loc.reshape(-1, group.packing.dim)
             initial = group.family.initial_params(loc, torch.full_like(loc, self.init_scale))
+            network = group.family.network(group.packing.dim)
+            if network is not None:
+                setattr(self, f"{group.name}_network", network.to(loc))
             self._create_source(group, initial, batch)
         if self.master is not None:
             self.master()._check_prototype(trace)
@@ -213,7 +216,7 @@ class PackedGuide(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
         if group.packing.plate is not None:
             ones = (1,) * (-group.packing.plate.dim - 1)
             params = params.reshape(params.shape[:1] + ones + params.shape[1:])
-        return group.posterior(params)
+        return group.posterior(params, getattr(self, f"{group.name}_network", None))
 
     def _guide_plates(self, batch: Batch | None, args: Any, kwargs: Any) -> dict[str, pyro.plate]:
         if self.create_plates is not None or self.master is not None:

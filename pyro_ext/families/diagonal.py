@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_ext.families.family import Family, inverse_positive, positive
@@ -52,12 +52,15 @@ class Diagonal(Family):
         """
         return torch.cat([loc, inverse_positive(scale.expand_as(loc))], dim=-1)
 
-    def distribution(self, params: Float[Tensor, " *batch params"], dim: int) -> Distribution:
+    def distribution(
+        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
+    ) -> Distribution:
         """Return the normal with parameters π.
 
         Args:
             params: π, shape ``(*batch, 2 * dim)``.
             dim: Dimension D of z.
+            network: None.
         """
         loc, raw = params.split([dim, dim], dim=-1)
         return dist.Normal(loc, positive(raw)).to_event(1)

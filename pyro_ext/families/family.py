@@ -1,10 +1,11 @@
 """What a family is: π ↦ q(z; π)."""
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import softplus
 
@@ -26,9 +27,22 @@ class Family(ABC):
     r"""A set of distributions :math:`\{q(z; \pi)\}` over :math:`\mathbb{R}^D`.
 
     A family holds no parameters: a guide stores π, or computes it from data, and asks the family
-    for the distribution. To add a family, write its four abstract
-    methods.
+    for the distribution. A family of flows has networks too, which all π share: it builds them and
+    the guide keeps them. To add a family, write its four abstract methods.
     """
+
+    @property
+    def density(self) -> Literal["any", "own", "none"]:
+        """Which z it can score: any, its own draws (a flow without an inverse), or none."""
+        return "any"
+
+    def network(self, dim: int) -> nn.Module | None:
+        """Return new networks for latents of dimension ``dim``, or None if π is all there is.
+
+        Args:
+            dim: Dimension D of z.
+        """
+        return None
 
     @abstractmethod
     def num_params(self, dim: int) -> int:
@@ -46,12 +60,15 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def distribution(self, params: Float[Tensor, " *batch params"], dim: int) -> Distribution:
+    def distribution(
+        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
+    ) -> Distribution:
         """Return q(z; π), with batch shape ``batch`` and event shape ``(dim,)``.
 
         Args:
             params: π, shape ``(*batch, num_params(dim))``.
             dim: Dimension D of z.
+            network: What ``network(dim)`` returned.
         """
 
     @abstractmethod

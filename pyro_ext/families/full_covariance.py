@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.utils import vec_to_tril_matrix
 
@@ -63,12 +63,15 @@ class FullCovariance(Family):
         unit = (factor / sd.unsqueeze(-1))[..., row, col]
         return torch.cat([loc, inverse_positive(sd), unit], dim=-1)
 
-    def distribution(self, params: Float[Tensor, " *batch params"], dim: int) -> Distribution:
+    def distribution(
+        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
+    ) -> Distribution:
         """Return the normal with parameters π.
 
         Args:
             params: π, shape ``(*batch, num_params(dim))``.
             dim: Dimension D of z.
+            network: None.
         """
         if self.dense:
             loc, entries = params.split([dim, dim**2], dim=-1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_ext.families.diagonal import normal_quantile
@@ -72,12 +72,15 @@ class LowRank(Family):
         raw = inverse_positive(scale.expand_as(loc) / spread)
         return torch.cat([loc, raw, factor.flatten().expand(*loc.shape[:-1], -1)], dim=-1)
 
-    def distribution(self, params: Float[Tensor, " *batch params"], dim: int) -> Distribution:
+    def distribution(
+        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
+    ) -> Distribution:
         """Return the normal with parameters π.
 
         Args:
             params: π, shape ``(*batch, num_params(dim))``.
             dim: Dimension D of z.
+            network: None.
         """
         loc, raw, entries = params.split([dim, dim, dim * self.rank], dim=-1)
         sd = positive(raw)

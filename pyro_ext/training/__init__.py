@@ -2,5 +2,6 @@
 
 from pyro_ext.training.fit import Run as Run
 from pyro_ext.training.fit import fit as fit
+from pyro_ext.training.refine import refine as refine
 
-__all__ = ["Run", "fit"]
+__all__ = ["Run", "fit", "refine"]

@@ -1,6 +1,7 @@
 """Every loss with each of its estimators, and which of them can fit a guide."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from pyro_ext.autoguide.guide import PackedGuide
@@ -19,35 +20,62 @@ from pyro_ext.losses import (
 )
 from pyro_ext.losses.loss import BoundLoss
 
-__all__ = ["losses_of"]
+__all__ = ["Powers", "losses_of", "powers_of"]
 
 _K_SAMPLE: tuple[Any, ...] = (IWAE, MIWAE, PIWAE, CIWAE, Renyi, CUBO, JackknifeIWAE)
 
 
-def losses_of(guide: Any) -> tuple[list[BoundLoss], list[BoundLoss]]:
-    """Return the losses that fit a guide's families, and those that must refuse them.
+@dataclass(frozen=True)
+class Powers:
+    """What the families of a guide can do.
+
+    Args:
+        density: Which z they can all score: ``"any"``, ``"own"`` draws, ``"none"``.
+        strata: Number that the particles must be a multiple of.
+        hierarchical: Whether there is more than one group of latents.
+    """
+
+    density: str
+    strata: int
+    hierarchical: bool
+
+
+def powers_of(guide: Any) -> Powers:
+    """Return what the families of a guide can do.
 
     Args:
         guide: A guide that has been set up.
     """
     groups = guide.groups if isinstance(guide, PackedGuide) else ()
     densities = {group.family.density for group in groups}
+    worst = "none" if "none" in densities else "own" if "own" in densities else "any"
     strata = math.lcm(*(getattr(group.family, "num_components", 1) for group in groups))
-    hierarchical = len({group.packing.plate for group in groups}) > 1
+    return Powers(worst, strata, len(groups) > 1)
+
+
+def losses_of(powers: Powers) -> tuple[list[BoundLoss], list[BoundLoss]]:
+    """Return the losses that can fit a guide, and those that must refuse it.
+
+    Args:
+        powers: What the families of the guide can do.
+    """
     suited: list[BoundLoss] = []
     refused: list[BoundLoss] = []
-    for loss in _losses(max(3, 2 * strata), max(2, strata), hierarchical=hierarchical):
-        fits = "none" not in densities
-        if "own" in densities:
-            fits = fits and loss.estimator == "reparam"
-        if strata > 1:  # draws of a mixture are not independent, and their scores do not cancel
+    for loss in _losses(powers):
+        fits = powers.density != "none"
+        if powers.density == "own":  # nothing that scores a draw again
+            fits = fits and loss.estimator in ("reparam", "score", "vimco")
+            fits = fits and not isinstance(loss, PIWAE)
+        if powers.strata > 1:  # draws are not independent, and their scores do not cancel
             fits = fits and loss.estimator != "dreg" and not isinstance(loss, JackknifeIWAE)
-            fits = fits and not (hierarchical and isinstance(loss, PIWAE))
+            joint = powers.hierarchical and not loss.hierarchies
+            fits = fits and not (joint and loss.estimator == "reparam")
         (suited if fits else refused).append(loss)
     return suited, refused
 
 
-def _losses(num_particles: int, num_outer: int, *, hierarchical: bool) -> list[BoundLoss]:
+def _losses(powers: Powers) -> list[BoundLoss]:
+    num_particles, num_outer = max(3, 2 * powers.strata), max(2, powers.strata)
     elbos = [ELBO(num_particles, estimator=estimator) for estimator in ELBO.estimators]
     schedule = LinearSchedule(0.5, 0.5, num_steps=1)
     return [
@@ -55,13 +83,13 @@ def _losses(num_particles: int, num_outer: int, *, hierarchical: bool) -> list[B
         ELBO(num_particles, form="kl"),
         ELBO(num_particles, form="entropy"),
         *(Annealed(elbo, schedule) for elbo in elbos),
-        WakeSleep(num_particles, joint=hierarchical),
+        WakeSleep(num_particles, joint=powers.hierarchical),
         *(
             known(
                 num_particles=num_particles,
                 num_outer=num_outer,
                 estimator=estimator,
-                joint=hierarchical and not known.hierarchies,
+                joint=powers.hierarchical and not known.hierarchies,
             )
             for known in _K_SAMPLE
             for estimator in known.estimators

@@ -82,7 +82,11 @@ class _Layout:
     def collect(self, log_prob: Tensor, sizes: Sequence[int]) -> Tensor:
         """Sum out the plates that the term does not keep; return (outer, inner, *batch)."""
         nesting, particles = self.nesting, self.particles
-        total = nesting + (particles.inner > 1) + (particles.outer > 1)
+        total = nesting + particles.count_dims
+        if not self.kept and log_prob.dim() <= nesting:  # a number, the same for all particles
+            missing = math.prod(sizes) // max(log_prob.numel(), 1)
+            whole = log_prob.sum() if log_prob.dim() else log_prob
+            return (whole * missing if missing > 1 else whole).reshape(1, 1)
         shape = (1,) * (total - log_prob.dim()) + tuple(log_prob.shape)
         outer = shape[0] if particles.outer > 1 else 1
         inner = shape[total - nesting - 1] if particles.inner > 1 else 1

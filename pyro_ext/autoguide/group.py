@@ -6,7 +6,8 @@ from typing import Any
 
 import pyro
 import pyro.distributions as dist
-from torch import Tensor, nn
+import torch
+from torch import Size, Tensor, nn
 from torch.distributions import (
     AffineTransform,
     ComposeTransform,
@@ -24,6 +25,15 @@ __all__ = ["Group", "Image", "draw_apart"]
 
 class Image(dist.Delta):
     """A Delta at a function of a draw: its log density belongs to q as that of the draw does."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Return the place; the tensor itself where its shape is the draw's."""
+        own = not sample_shape and torch.is_grad_enabled() and self.v.shape == self.shape()
+        return self.v if own else super().rsample(Size(sample_shape))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log density at the place, and -inf elsewhere."""
+        return self.log_density if x is self.v else super().log_prob(x)
 
 
 @register_kl(Image, dist.Distribution)  # type: ignore[untyped-decorator]

@@ -2,10 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Size, Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import (
+    ComposeTransform,
+    IndependentTransform,
+    Transform,
+    biject_to,
+    constraints,
+)
 from torch.distributions.utils import _sum_rightmost
 
 __all__ = ["Frame", "Latent", "Packing"]
@@ -41,12 +49,20 @@ class Latent:
         """Number of batch dims of the site."""
         return max((-frame.dim for frame in self.frames), default=0)
 
-    @property
+    @cached_property
     def transform(self) -> Transform:
         """Bijection from unconstrained values to the support."""
         return biject_to(self.support)
 
-    @property
+    @cached_property
+    def unbounded(self) -> bool:
+        """Whether that bijection is the identity."""
+        base: Any = self.transform
+        while isinstance(base, IndependentTransform):
+            base = base.base_transform
+        return isinstance(base, ComposeTransform) and not base.parts
+
+    @cached_property
     def unconstrained_shape(self) -> Size:
         """Shape of one unconstrained value. The bounds of a support may have batch dims."""
         shape = [1] * self.nesting
@@ -206,15 +222,19 @@ class Packing:
     def _arrange_site(self, site: Latent, part: Tensor) -> Tensor:
         inner, event = self._inner(site), site.unconstrained_shape
         batch = (1,) * (site.nesting - part.dim() + 1) + part.shape[:-1]
+        shape = list(batch)
+        axis_of = {len(batch) + frame.dim: axis for axis, frame in enumerate(inner)}
+        for position, axis in axis_of.items():
+            shape[position] = inner[axis].size
+        if all(size == 1 for size in batch[min(axis_of, default=len(batch)) :]):
+            return part.reshape((*shape, *event))
         part = part.reshape((*batch, *(frame.size for frame in inner), *event))
         # Each inner axis goes beside the batch dim of size 1 whose place it takes.
-        order, shape = [], list(batch)
-        axis_of = {len(batch) + frame.dim: axis for axis, frame in enumerate(inner)}
+        order = []
         for position in range(len(batch)):
             order.append(position)
             if position in axis_of:
                 order.append(len(batch) + axis_of[position])
-                shape[position] = inner[axis_of[position]].size
         order += range(len(batch) + len(inner), part.dim())
         return part.permute(order).reshape((*shape, *event))
 
@@ -237,8 +257,12 @@ class Packing:
         return part, log_det.sum(axes, keepdim=True) if axes else log_det
 
     def _constrain(self, site: Latent, unconstrained: Tensor) -> tuple[Tensor, Tensor]:
+        batch_dim = unconstrained.dim() - len(site.unconstrained_shape)
+        if site.unbounded:
+            return unconstrained, unconstrained.new_zeros(()).expand(
+                unconstrained.shape[:batch_dim]
+            )
         transform = site.transform
         value = transform(unconstrained)
         log_det = transform.log_abs_det_jacobian(unconstrained, value)
-        batch_dim = unconstrained.dim() - len(site.unconstrained_shape)
         return value, _sum_rightmost(log_det, log_det.dim() - batch_dim)

@@ -1,6 +1,7 @@
 """Training: many steps, one call."""
 
+from pyro_ext.training.compiled import CompiledSVI as CompiledSVI
 from pyro_ext.training.fit import Run as Run
 from pyro_ext.training.fit import fit as fit
 
-__all__ = ["Run", "fit"]
+__all__ = ["CompiledSVI", "Run", "fit"]

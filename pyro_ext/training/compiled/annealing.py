@@ -1,7 +1,6 @@
 """The weight of an annealed loss as an input of the graph."""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,16 +8,6 @@ from torch import Tensor
 from pyro_ext.losses import Annealed
 
 __all__ = ["Weight"]
-
-
-class _Given:
-    """A schedule whose value is a tensor, the same at every step."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-    def __call__(self, step: int, total: int | None = None) -> Tensor:
-        return self.value
 
 
 class Weight:
@@ -32,9 +21,8 @@ class Weight:
     def __init__(self, loss: Annealed, like: Tensor) -> None:
         self._loss = loss
         self.value = torch.tensor(loss.beta, dtype=like.dtype, device=like.device)
-        given: Any = copy.copy(loss)
-        given.schedule = _Given(self.value)
-        self.loss: Annealed = given
+        self.loss = copy.copy(loss)
+        self.loss._given = self.value
 
     def advance(self) -> None:
         """Set the weight of this step, and go on to the next."""

@@ -1,8 +1,8 @@
 """The only file that touches private interfaces of torch: graphs of a step, compiled or not."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -32,11 +32,6 @@ def unsupported() -> str | None:
     version = ".".join(torch.__version__.split(".")[:2])
     if version not in TESTED_TORCH:
         return f"torch {version} is not among the versions that were tested, {TESTED_TORCH}"
-    for module in ("torch._inductor.compile_fx", "torch.fx.experimental.proxy_tensor"):
-        try:
-            import_module(module)
-        except ImportError as error:
-            return f"torch lacks what compiles: {error}"
     return None
 
 
@@ -88,11 +83,19 @@ def compile_graph(
             order.
         cpp_wrapper: Whether the code around the kernels is C++, too.
     """
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)  # of another fake mode than the compiler's
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about itself
+        return _compile(graph, inputs, native_noise=native_noise, cpp_wrapper=cpp_wrapper)
+
+
+def _compile(
+    graph: GraphModule, inputs: Sequence[Tensor], *, native_noise: bool, cpp_wrapper: bool
+) -> Flat:
     import torch._inductor.config as config
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    for node in graph.graph.nodes:
-        node.meta.pop("val", None)  # of another fake mode than the compiler's
     made: list[Any] = []
 
     def keep(inner: GraphModule, examples: Any, **options: Any) -> Any:

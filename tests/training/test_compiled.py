@@ -557,3 +557,65 @@ def test_evaluate_loss_changes_nothing():
     before = guide.params.detach().clone()
     assert svi.evaluate_loss(Y) > 0
     assert torch.equal(guide.params, before)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_in_a_step_and_the_setting_is_left(before):
+    tiny, seen = torch.tensor(1e-40, dtype=torch.float32), []
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        seen.append((tiny * tiny.new_ones(())).item())
+        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    torch.set_flush_denormal(before)
+    try:
+        graph_svi(model, px.AutoJoint(model), compile=False).step()
+        assert seen[-1] == 0.0
+        assert ((tiny * tiny.new_ones(())).item() == 0.0) == before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_run_takes_the_steps_that_step_takes():
+    def run(many):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(3)
+        svi = graph_svi(schools, px.AutoJoint(schools), Adam({"lr": 0.05}))
+        return many(svi)
+
+    expected = torch.tensor(run(lambda svi: [svi.step(Y) for _ in range(20)]))
+    torch.testing.assert_close(run(lambda svi: svi.run(20, Y)), expected, rtol=0, atol=0)
+    loader = [(Y,), (Y + 1,), (Y + 2,)]
+    expected = torch.tensor(run(lambda svi: [svi.step(*loader[step % 3]) for step in range(10)]))
+    found = run(lambda svi: svi.run(10, batches=loader))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda svi: svi.run(-1, Y), "num_steps >= 0"),
+        (lambda svi: svi.run(1, Y, batches=[Y]), "arguments or batches"),
+        (lambda svi: svi.run(1, batches=[]), "expected batches"),
+        (lambda svi: svi.run(4, batches=iter([Y])), "used up"),
+    ],
+)
+def test_wrong_arguments_of_run(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(graph_svi(schools, px.AutoJoint(schools)))
+
+
+def test_run_reports_steps_that_were_left_out():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide, x = px.AutoJoint(model), torch.tensor(1.0)
+    svi = graph_svi(model, guide)
+    svi.run(3, x)
+    x.fill_(float("nan"))
+    with pytest.raises(ValueError, match="in 5 of the steps up to number 8"):
+        svi.run(5, x)
+    assert torch.isfinite(guide.params).all()
+    assert svi.num_skipped == 5

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from pyro_ext.losses import Annealed
 from pyro_ext.training.compiled.annealing import Weight
-from pyro_ext.training.compiled.graph import Unsuitable, record
+from pyro_ext.training.compiled.denormals import Flushed
+from pyro_ext.training.compiled.graph import record
 from pyro_ext.training.compiled.optimizer import AllParameters
 from pyro_ext.training.compiled.proof import prove, unchanged
 from pyro_ext.training.compiled.signature import Call, call_of, shape_of
+from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.compiled.step import StepGraph, build_step
 from pyro_ext.training.compiled.walk import TooMuch, bindings
 from pyro_ext.training.compiled.watch import Watch
@@ -62,7 +64,20 @@ class Built:
         """
         if self._weight is not None:
             self._weight.advance()
-        return self.step(tensors)
+        with Flushed():
+            return self.step(tensors)
+
+    def take_many(self, tensors: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Take steps on the same tensors and return their losses.
+
+        Args:
+            tensors: The tensors among the arguments.
+            count: Number of steps.
+        """
+        if self._weight is not None:
+            return [self.take(tensors) for _ in range(count)]
+        with Flushed():
+            return self.step.many(tensors, count)
 
 
 def build(

@@ -10,6 +10,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ext.structure import trace_params
+from pyro_ext.training.compiled.denormals import Flushed
 from pyro_ext.training.compiled.optimizer import AllParameters
 
 __all__ = ["eager_step", "seen_params"]
@@ -42,6 +43,13 @@ def eager_step(
         The loss, the parameters that it read, and whether the step was applied: with a loss or
         gradient that is not finite it is not.
     """
+    with Flushed():
+        return _step(loss, optimizer, validate=validate)
+
+
+def _step(
+    loss: Callable[[], Tensor], optimizer: AllParameters, *, validate: bool
+) -> tuple[float, list[Tensor], bool]:
     with pyro.validation_enabled(validate), poutine.trace(param_only=True) as capture:
         value = loss()
     params = seen_params(capture.trace)

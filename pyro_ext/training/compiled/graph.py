@@ -2,21 +2,17 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pyro_ext.training.compiled.private import record_graph
+from pyro_ext.training.compiled.simplify import Unsuitable, held_tensor, simplify
 
 __all__ = ["Recorded", "Unsuitable", "record"]
 
 _aten = torch.ops.aten
-
-
-class Unsuitable(Exception):
-    """A model, guide or loss that cannot be made into a graph; says why, and what to write."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ def record(
         return value.detach(), *(grad for _, grad in given)
 
     graph = record_graph(with_gradient, tensors)
-    _fold_masks(graph)
+    simplify(graph)
     held = _lift(graph)
     _check(graph)
     known = {id(tensor) for tensor in held}
@@ -76,7 +72,7 @@ def _lift(graph: GraphModule) -> list[Tensor]:
     inputs: dict[int, Node] = {}
     held: list[Tensor] = []
     for node in [node for node in nodes.nodes if node.op == "get_attr"]:
-        value = _attribute(graph, node)
+        value = held_tensor(graph, node)
         fresh = [user for user in node.users if user.target is _aten.lift_fresh_copy.default]
         if fresh and value.dim() == 0:
             for user in fresh:
@@ -101,72 +97,6 @@ def _lift(graph: GraphModule) -> list[Tensor]:
         nodes.erase_node(node)
     graph.recompile()
     return held
-
-
-def _attribute(graph: GraphModule, node: Node) -> Tensor:
-    value: Any = graph
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    if not isinstance(value, Tensor):
-        raise Unsuitable("it calls a function of functions inside. Write it with plain tensors")
-    return value
-
-
-def _fold_masks(graph: GraphModule) -> None:
-    """Replace Boolean indices that depend on no data, such as a triangle's, by positions.
-
-    The shape of ``x[mask]`` is known only when the mask is.
-    """
-    values: dict[Node, Any] = {}
-
-    def known(node: Node) -> Any:
-        """Return the value of a node that depends on no input, else None."""
-        if node not in values:
-            values[node] = _evaluate(graph, node, known)
-        return values[node]
-
-    indexing = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in indexing:
-            continue
-        positions: list[Any] = []
-        for index in node.args[1]:
-            value = known(index) if isinstance(index, Node) else None
-            if value is None or value.dtype is not torch.bool:
-                positions.append(index)
-                continue
-            for place in value.nonzero(as_tuple=True):
-                name = f"_positions{len(dict(graph.named_buffers()))}"
-                graph.register_buffer(name, place)
-                with graph.graph.inserting_before(node):
-                    positions.append(graph.graph.get_attr(name))
-        node.args = (node.args[0], positions, *node.args[2:])
-    graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
-    graph.recompile()
-
-
-def _evaluate(graph: GraphModule, node: Node, known: Callable[[Node], Any]) -> Any:
-    if node.op == "get_attr":
-        value = _attribute(graph, node)
-        fresh = all(user.target is _aten.lift_fresh_copy.default for user in node.users)
-        return value if fresh else None
-    if node.op != "call_function" or _has_effect(node):
-        return None
-    if any(known(parent) is None for parent in node.all_input_nodes):
-        return None
-    target: Any = node.target
-    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)
-    return target(*args, **kwargs)
-
-
-def _has_effect(node: Node) -> bool:
-    """Tell whether a node changes a tensor or draws random numbers."""
-    if node.op in ("placeholder", "output"):
-        return True
-    target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
 
 
 def _check(graph: GraphModule) -> None:

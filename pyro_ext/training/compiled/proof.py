@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from pyro_ext.training.compiled.graph import Unsuitable
+from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.compiled.step import StepGraph
 
 __all__ = ["TOLERANCE", "prove", "unchanged"]

@@ -104,6 +104,19 @@ class StepGraph:
         self.decay()
         return self.call([*tensors, *self.fixed])[0]
 
+    def many(self, tensors: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Take steps on the same tensors and return their losses.
+
+        Args:
+            tensors: The step's tensors.
+            count: Number of steps.
+        """
+        if self.rule is None or self._decaying:
+            return [self(tensors) for _ in range(count)]
+        self.decay()
+        call, inputs = self.call, [*tensors, *self.fixed]
+        return [call(inputs.copy())[0] for _ in range(count)]
+
 
 def build_step(
     recorded: Recorded,

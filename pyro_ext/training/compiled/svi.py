@@ -1,22 +1,26 @@
 """Pyro's SVI at the speed of a compiled training loop."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import Any
 
 import pyro
 import torch
+from jaxtyping import Float
 from pyro.optim import PyroOptim
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from pyro_ext.training.compiled.batches import forever
 from pyro_ext.training.compiled.builder import Built, build
 from pyro_ext.training.compiled.eager import eager_step
-from pyro_ext.training.compiled.graph import Unsuitable
 from pyro_ext.training.compiled.nonfinite import Guard
 from pyro_ext.training.compiled.optimizer import AllParameters, Factory
 from pyro_ext.training.compiled.private import TESTED_TORCH, unsupported
 from pyro_ext.training.compiled.signature import Call, call_of
+from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.compiled.walk import TooMuch
 from pyro_ext.training.compiled.watch import Watch
 
@@ -24,6 +28,7 @@ __all__ = ["CompiledSVI"]
 
 _VARIANTS = 4  # graphs for the same shapes: train and eval mode, say
 _MOST_CHANGES = 5
+_CHUNK = 200  # steps between two looks at the counter of steps left out
 
 
 class CompiledSVI:
@@ -136,6 +141,59 @@ class CompiledSVI:
             if tensors is not None and last.holds():
                 return self._finish(last.take(tensors))
         return self._other_step(args, kwargs)
+
+    def run(
+        self,
+        num_steps: int,
+        *args: Any,
+        batches: Iterable[Any] | None = None,
+        progress: bool = False,
+        **kwargs: Any,
+    ) -> Float[Tensor, " steps"]:
+        """Take many steps, with less work between them than ``step`` has.
+
+        What a graph depends on is looked at once, not at every step. The learning rate may be
+        changed between two calls.
+
+        Args:
+            num_steps: Number of steps.
+            *args: Arguments of model and guide.
+            batches: What to call them with instead: each step takes the next batch, a tensor or a
+                tuple of arguments, and begins anew at the end.
+            progress: Whether to show a progress bar.
+            **kwargs: Keyword arguments of both.
+
+        Returns:
+            Loss of each step.
+
+        Raises:
+            ValueError: If ``num_steps`` is negative, both arguments and batches are given, there
+                are no batches, or a loss or gradient was not finite.
+        """
+        if num_steps < 0 or (args and batches is not None):
+            got = f"num_steps={num_steps}" if num_steps < 0 else "arguments and batches"
+            raise ValueError(
+                f"CompiledSVI.run: expected num_steps >= 0, and arguments or batches; got {got}. "
+                "Write: svi.run(1000, x), or svi.run(1000, batches=loader)."
+            )
+        losses: list[Tensor] = []
+        calls = repeat(args) if batches is None else forever(batches)
+        shown = tqdm(total=num_steps, desc="run", leave=False, disable=None if progress else True)
+        with shown as bar:
+            while len(losses) < num_steps:
+                here = next(calls)
+                last = self._last
+                tensors = None if last is None else last.tensors(here, kwargs)
+                if last is None or tensors is None or not last.holds():
+                    losses.append(torch.tensor(self.step(*here, **kwargs)))
+                    bar.update()
+                    continue
+                count = 1 if batches is not None else min(num_steps - len(losses), _CHUNK)
+                losses += last.take_many(tensors, count)
+                self._guard.count(count)
+                bar.update(count)
+        self._guard.count(0, now=True)
+        return torch.stack([loss.cpu() for loss in losses]) if losses else torch.zeros(0)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """Return an estimate of the loss, without gradient.

@@ -6,6 +6,7 @@
 
 import sys
 import time
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +19,13 @@ from numpyro.infer import SVI, RenyiELBO, Trace_ELBO
 from numpyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 LATENT, HIDDEN, PIXELS = 50, 200, 784
+GENERATOR = np.random.default_rng(0)
 
 
 def layers(key, *sizes):
     keys = random.split(key, len(sizes))
-    pairs = zip(keys, sizes[:-1], sizes[1:], strict=False)
-    return [(random.normal(k, (a, b)) / np.sqrt(a), jnp.zeros(b)) for k, a, b in pairs]
+    shapes = zip(keys, pairwise(sizes), strict=False)
+    return [(random.normal(k, (a, b)) / np.sqrt(a), jnp.zeros(b)) for k, (a, b) in shapes]
 
 
 def apply(params, x):
@@ -35,7 +37,7 @@ def apply(params, x):
 
 
 def vae(batch, num_particles):
-    x = jnp.asarray(np.random.rand(batch, PIXELS) < 0.3, dtype=jnp.float32)
+    x = jnp.asarray(GENERATOR.random((batch, PIXELS)) < 0.3, dtype=jnp.float32)
     first = layers(random.PRNGKey(0), LATENT, HIDDEN, HIDDEN, PIXELS)
     second = layers(random.PRNGKey(1), PIXELS, HIDDEN, HIDDEN, 2 * LATENT)
 
@@ -71,8 +73,8 @@ def eight_schools():
 
 
 def logistic():
-    x = jnp.asarray(np.random.randn(5_000, 50), dtype=jnp.float32)
-    t = jnp.asarray(np.random.rand(5_000) < 0.5, dtype=jnp.float32)
+    x = jnp.asarray(GENERATOR.standard_normal((5_000, 50)), dtype=jnp.float32)
+    t = jnp.asarray(GENERATOR.random(5_000) < 0.5, dtype=jnp.float32)
 
     def model(x, t):
         b = numpyro.sample("b", dist.Normal(jnp.zeros(50), 1.0).to_event(1))
@@ -83,7 +85,7 @@ def logistic():
 
 
 def local_latents():
-    x = jnp.asarray(np.random.randn(10_000), dtype=jnp.float32)
+    x = jnp.asarray(GENERATOR.standard_normal(10_000), dtype=jnp.float32)
 
     def model(x):
         with numpyro.plate("data", 10_000, subsample_size=256) as rows:

@@ -96,13 +96,14 @@ def numpyro_process(python: str | None) -> Any:
         text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
     )
-    assert process.stdin is not None and process.stdout is not None
-    process.stdout.readline()
+    stdin: Any = process.stdin
+    stdout: Any = process.stdout
+    stdout.readline()
 
     def ask(name: str, how: str, count: int) -> float:
-        process.stdin.write(f"{name} {how} {count}\n")
-        process.stdin.flush()
-        return float(process.stdout.readline())
+        stdin.write(f"{name} {how} {count}\n")
+        stdin.flush()
+        return float(stdout.readline())
 
     return ask
 

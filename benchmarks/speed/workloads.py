@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyro
@@ -29,7 +30,7 @@ class Workload:
 def perceptron(*sizes: int) -> nn.Sequential:
     """Softplus layers, linear at the end."""
     layers: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+    for before, after in pairwise(sizes):
         layers += [nn.Linear(before, after), nn.Softplus()]
     return nn.Sequential(*layers[:-1])
 

@@ -47,7 +47,12 @@ class ClippedAdam(torch.optim.Optimizer):
 
     @staticmethod
     def update(
-        param: Tensor, grad: Tensor, state: dict[str, Tensor], lr: Any, group: dict[str, Any]
+        param: Tensor,
+        grad: Tensor,
+        state: dict[str, Tensor],
+        lr: Any,
+        group: dict[str, Any],
+        size_of: Callable[[Tensor], Tensor] = torch.Tensor.detach,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the new parameter and its new state.
 
@@ -57,6 +62,7 @@ class ClippedAdam(torch.optim.Optimizer):
             state: ``step``, ``exp_avg`` and ``exp_avg_sq``.
             lr: The learning rate, decayed already.
             group: The parameter group.
+            size_of: What the step size goes through on its way.
         """
         beta1, beta2 = group["betas"]
         grad = grad.clamp(-group["clip_norm"], group["clip_norm"])
@@ -67,8 +73,8 @@ class ClippedAdam(torch.optim.Optimizer):
         mean = beta1 * state["exp_avg"] + (1 - beta1) * grad
         centered = grad - mean if group["centered_variance"] else grad
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * centered * centered
-        size = lr * (1 - beta2**count).sqrt() / (1 - beta1**count)
-        new = param - size.to(param.dtype) * mean / (square.sqrt() + group["eps"])
+        size = size_of((lr * (1 - beta2**count).sqrt() / (1 - beta1**count)).to(param.dtype))
+        new = param - size * mean / (square.sqrt() + group["eps"])
         return new, {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ __all__ = [
     "compile_graph",
     "flatten",
     "functional_graph",
+    "once",
     "record_graph",
     "unflatten",
     "unsupported",
@@ -56,6 +57,14 @@ def record_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModul
     from torch.fx.experimental.proxy_tensor import make_fx
 
     return make_fx(fn)(*inputs)
+
+
+def once(scalar: Tensor) -> Tensor:
+    """Return a scalar that a compiled graph computes once, not in the loop that reads it."""
+    from torch._inductor import test_operators  # noqa: F401 (registers the operator)
+
+    kept: Tensor = torch.ops._inductor_test.realize(scalar)
+    return kept
 
 
 def functional_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.training.compiled.clipped_adam import ClippedAdam
+from pyro_ext.training.compiled.private import once
 
 __all__ = ["Rule", "rule_of"]
 
@@ -73,8 +74,8 @@ class AdamRule(Rule):
         count = step.double()
         mean = state["exp_avg"] + (1 - beta1) * (grad - state["exp_avg"])
         square = beta2 * state["exp_avg_sq"] + (1 - beta2) * grad * grad
-        size = (lr / (1 - beta1**count)).to(param.dtype)
-        root = (1 - beta2**count).sqrt().to(param.dtype)
+        size = once((lr / (1 - beta1**count)).to(param.dtype))
+        root = once((1 - beta2**count).sqrt().to(param.dtype))
         new = param - size * mean / (square.sqrt() / root + group["eps"])
         return new, {"step": step, "exp_avg": mean, "exp_avg_sq": square}
 
@@ -97,7 +98,7 @@ class ClippedAdamRule(Rule):
     def update(
         self, param: Tensor, grad: Tensor, state: dict[str, Tensor], lr: Tensor, group: Group
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return ClippedAdam.update(param, grad, state, lr, group)
+        return ClippedAdam.update(param, grad, state, lr, group, size_of=once)
 
 
 @dataclass(frozen=True)

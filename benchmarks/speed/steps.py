@@ -115,9 +115,7 @@ def compare(name: str, numpyro: Any, rounds: int, seconds: float) -> dict[str, A
     for variant, measure in made.items():
         measure(3)
         guess = measure(5)
-        counts[variant] = max(3, min(2000, 2 ** round_down(seconds / guess)))
-        if variant == "run":
-            counts[variant] = max(counts[variant], 20)
+        counts[variant] = max(2, min(2000, 2 ** round_down(seconds / guess)))
         measure(counts[variant])
     found: dict[str, list[float]] = {variant: [] for variant in made}
     for _ in range(rounds):
@@ -164,11 +162,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS))
     parser.add_argument("--numpyro", metavar="PYTHON", help="a Python that has NumPyro")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.5, help="of a variant in a round")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.1, help="of a variant in a round")
     parser.add_argument("--out", type=Path, help="write OUT.md and OUT.json")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    # The compiled step does it by itself, NumPyro too. Without it the others get several times
+    # slower on W2 as training goes on, and ratios would depend on the number of steps.
+    torch.set_flush_denormal(True)
     numpyro = numpyro_process(options.numpyro)
     results = {}
     for name in options.workloads:

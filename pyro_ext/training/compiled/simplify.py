@@ -24,6 +24,7 @@ def simplify(graph: GraphModule) -> None:
     """
     _fold_masks(graph)
     _merge_products(graph)
+    _split_biases(graph)
     graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
     graph.recompile()
 
@@ -52,6 +53,22 @@ def _merge_products(graph: GraphModule) -> None:
                 _aten.reshape.default, (product, [batch, number, matrix.shape[-1]])
             )
         node.replace_all_uses_with(shaped)
+
+
+def _split_biases(graph: GraphModule) -> None:
+    """Write a product plus bias as two operations, the second of which joins the next loop.
+
+    A product that adds to its output writes the bias to all rows first.
+    """
+    nodes = graph.graph
+    for node in nodes.nodes:
+        if node.target is not _aten.addmm.default or node.kwargs:
+            continue
+        bias, rows, matrix = node.args
+        with nodes.inserting_before(node):
+            product = nodes.call_function(_aten.mm.default, (rows, matrix))
+            shifted = nodes.call_function(_aten.add.Tensor, (product, bias))
+        node.replace_all_uses_with(shifted)
 
 
 def _fold_masks(graph: GraphModule) -> None:

@@ -25,6 +25,7 @@ def simplify(graph: GraphModule) -> None:
     _fold_masks(graph)
     _merge_products(graph)
     _split_biases(graph)
+    _draw_at_once(graph)
     graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
     graph.recompile()
 
@@ -69,6 +70,22 @@ def _split_biases(graph: GraphModule) -> None:
             product = nodes.call_function(_aten.mm.default, (rows, matrix))
             shifted = nodes.call_function(_aten.add.Tensor, (product, bias))
         node.replace_all_uses_with(shifted)
+
+
+def _draw_at_once(graph: GraphModule) -> None:
+    """Write normal noise that fills an empty tensor as one draw, of the same numbers."""
+    nodes = graph.graph
+    for node in nodes.nodes:
+        if node.target is not _aten.normal_.default or len(node.args) > 1 or node.kwargs:
+            continue
+        empty = node.args[0]
+        if empty.target is not _aten.empty.memory_format or len(empty.users) > 1:
+            continue
+        options = {key: empty.kwargs.get(key) for key in ("dtype", "device")}
+        with nodes.inserting_before(node):
+            drawn = nodes.call_function(_aten.randn.default, empty.args, options)
+        node.replace_all_uses_with(drawn)
+        nodes.erase_node(node)
 
 
 def _fold_masks(graph: GraphModule) -> None:

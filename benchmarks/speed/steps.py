@@ -29,6 +29,7 @@ import pyro_ext as px
 
 HERE = Path(__file__).parent
 Many = Callable[[int], Any]
+CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 BARS = {
     ("W1", "step"): 0.70,
@@ -79,9 +80,9 @@ def variants(name: str, numpyro: Any) -> tuple[dict[str, Callable[[int], float]]
 
 def timed(many: Many) -> Callable[[int], float]:
     def measure(count: int) -> float:
-        start = time.perf_counter()
+        start = CLOCK()
         many(count)
-        return (time.perf_counter() - start) / count
+        return (CLOCK() - start) / count
 
     return measure
 
@@ -111,7 +112,8 @@ def numpyro_process(python: str | None) -> Any:
 def compare(name: str, numpyro: Any, rounds: int, seconds: float) -> dict[str, Any]:
     """Interleave the variants; return times and ratios of their fastest rounds, and medians.
 
-    The fastest of many short rounds is what a variant takes where nothing else runs.
+    Processor time of one core: other work on the machine does not count, as far as it leaves the
+    caches alone; the fastest rounds are those where it did.
     """
     made, compile_seconds = variants(name, numpyro)
     counts = {}

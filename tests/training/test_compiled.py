@@ -619,3 +619,25 @@ def test_run_reports_steps_that_were_left_out():
         svi.run(5, x)
     assert torch.isfinite(guide.params).all()
     assert svi.num_skipped == 5
+
+
+def test_rebinding_behind_an_encoder_is_noticed():
+    factor = torch.tensor(1.0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def encoder(x):
+        return factor * x.unsqueeze(-1)
+
+    x = torch.tensor([1.0, 2.0])
+    svi = graph_svi(model, px.AutoAmortized(model, encoder))
+    for _ in range(3):
+        svi.step(x)
+    first = built_by(svi)
+    factor = torch.tensor(2.0)
+    for _ in range(2):
+        svi.step(x)
+    assert built_by(svi) is not first

@@ -131,11 +131,10 @@ def _module(module: torch.nn.Module) -> Iterator[Binding]:
     own = [key for key, value in held.items() if isinstance(value, (Tensor, *SCALARS))]
     yield from _keys(held, tuple(own), f"module {name}")
     if _library(type(module)):
-        # Of our own guides and torch's modules only tensors, scalars and the wrapped model count.
-        model = held.get("_model")
-        yield from _keys(held, ("_model",), f"module {name}") if model is not None else ()
-        encoder = held.get("encoder")
-        yield from _keys(held, ("encoder",), f"module {name}") if encoder is not None else ()
+        # Of guides and layers of a library, only what they call counts beside tensors and numbers.
+        calls = (types.FunctionType, types.MethodType, partial, tuple)
+        called = [key for key, value in held.items() if isinstance(value, calls)]
+        yield from _keys(held, tuple(called), f"module {name}")
         return
     rest = [key for key in held if key not in own and not key.startswith(("_", "call_super"))]
     yield from _keys(held, tuple(rest), f"module {name}")

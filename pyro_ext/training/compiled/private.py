@@ -111,7 +111,14 @@ def _compile(
         made.append(compile_fx_inner(inner, examples, **options))
         return made[-1]
 
-    settings: Any = {"fallback_random": native_noise, "cpp_wrapper": cpp_wrapper}
+    settings: Any = {
+        "fallback_random": native_noise,
+        "cpp_wrapper": cpp_wrapper,
+        # Who calls has made sure of the inputs, and each of these costs time in every step.
+        "size_asserts": False,
+        "alignment_asserts": False,
+        "scalar_asserts": False,
+    }
     with torch.no_grad(), config.patch(settings):
         compile_fx(graph, list(inputs), inner_compile=keep)
     (inner,) = made

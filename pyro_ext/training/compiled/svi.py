@@ -176,24 +176,25 @@ class CompiledSVI:
                 f"CompiledSVI.run: expected num_steps >= 0, and arguments or batches; got {got}. "
                 "Write: svi.run(1000, x), or svi.run(1000, batches=loader)."
             )
-        losses: list[Tensor] = []
+        parts, taken = [torch.zeros(0)], 0
         calls = repeat(args) if batches is None else forever(batches)
         shown = tqdm(total=num_steps, desc="run", leave=False, disable=None if progress else True)
         with shown as bar:
-            while len(losses) < num_steps:
+            while taken < num_steps:
                 here = next(calls)
                 last = self._last
                 tensors = None if last is None else last.tensors(here, kwargs)
                 if last is None or tensors is None or not last.holds():
-                    losses.append(torch.tensor(self.step(*here, **kwargs)))
-                    bar.update()
-                    continue
-                count = 1 if batches is not None else min(num_steps - len(losses), _CHUNK)
-                losses += last.take_many(tensors, count)
-                self._guard.count(count)
+                    count, part = 1, torch.tensor([self.step(*here, **kwargs)])
+                else:
+                    count = 1 if batches is not None else min(num_steps - taken, _CHUNK)
+                    part = torch.stack(last.take_many(tensors, count)).cpu()
+                    self._guard.count(count)
+                parts.append(part)
+                taken += count
                 bar.update(count)
         self._guard.count(0, now=True)
-        return torch.stack([loss.cpu() for loss in losses]) if losses else torch.zeros(0)
+        return torch.cat(parts)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """Return an estimate of the loss, without gradient.

@@ -157,8 +157,9 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if "_local_scalar_dense" in text or "data-dependent control flow" in text:
         return (
-            "Python looks at the value of a tensor (an if, float(x), x.item()). Write torch.where "
-            "for a branch on latents or data"
+            "Python looks at the value of a tensor (an if, float(x), x.item(), a loop over a "
+            "plate, a loss of Pyro's own). Write torch.where for a branch on latents or data, "
+            "with pyro.plate(...) for a loop, px.ELBO() for Trace_ELBO()"
         )
     first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
     return f"of {type(error).__name__}: {first[:200]}. Write compile=False to go without"

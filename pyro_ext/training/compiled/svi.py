@@ -1,6 +1,5 @@
 """Pyro's SVI at the speed of a compiled training loop."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from itertools import repeat
 from typing import Any
@@ -19,6 +18,7 @@ from pyro_ext.training.compiled.eager import eager_step
 from pyro_ext.training.compiled.nonfinite import Guard
 from pyro_ext.training.compiled.optimizer import AllParameters, Factory
 from pyro_ext.training.compiled.private import TESTED_TORCH, unsupported
+from pyro_ext.training.compiled.refusals import Refusals
 from pyro_ext.training.compiled.signature import Call, call_of
 from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.compiled.walk import TooMuch
@@ -27,7 +27,6 @@ from pyro_ext.training.compiled.watch import Watch
 __all__ = ["CompiledSVI"]
 
 _VARIANTS = 4  # graphs for the same shapes: train and eval mode, say
-_MOST_CHANGES = 5
 _CHUNK = 200  # steps between two looks at the counter of steps left out
 
 
@@ -105,14 +104,12 @@ class CompiledSVI:
         self._max_graphs, self._backend = max_graphs, _backend
         self._graphs: dict[Any, list[Built]] = {}
         self._checked: dict[Any, tuple[list[Tensor], Watch]] = {}
-        self._changes: dict[Any, int] = {}
-        self._refused: set[Any] = set()
+        self._refusals = Refusals()
         self._last: Built | None = None
         self._compile = compile
-        self._told: set[str] = set()
         if compile and (missing := unsupported()):
             self._compile = False
-            self._tell(f"{missing}. Install torch {', '.join(TESTED_TORCH)}")
+            self._refusals.tell(f"{missing}. Install torch {', '.join(TESTED_TORCH)}")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:
@@ -217,13 +214,13 @@ class CompiledSVI:
         if not self._compile:
             return self._eager_step(args, kwargs, validate=self._guard.steps == 0)
         if _PYRO_STACK:
-            self._tell(
+            self._refusals.tell(
                 "an effect handler of Pyro is active around the step. Write it in the model"
             )
             return self._eager_step(args, kwargs, validate=False)
         call = call_of(args, kwargs)
         key = call.signature
-        if key in self._refused:
+        if key in self._refusals:
             return self._eager_step(args, kwargs, validate=False)
         for built in self._graphs.get(key, ()):
             if built.step.current() and (built.watch.holds() or built.watch.renew()):
@@ -235,16 +232,16 @@ class CompiledSVI:
                 if (new := self._build(key, call, params)) is not None:
                     return self._finish(new.take(call.tensors))
                 return self._eager_step(args, kwargs, validate=False)
-            self._count_change(key, watch)
+            self._refusals.changed(key, watch)
         elif self._graphs.get(key):
-            self._count_change(key, self._graphs[key][-1].watch)
+            self._refusals.changed(key, self._graphs[key][-1].watch)
         elif len(self._graphs) >= self._max_graphs:
-            self._refuse(
+            self._refusals.refuse(
                 key,
                 f"arguments of more than {self._max_graphs} shapes or values were given. Pass "
                 "numbers that change as tensors, or write a larger max_graphs",
             )
-        if key in self._refused:
+        if key in self._refusals:
             return self._eager_step(args, kwargs, validate=False)
         return self._checked_step(key, args, kwargs)
 
@@ -256,7 +253,7 @@ class CompiledSVI:
                 everything = Watch(self._roots, params, pyro.get_param_store(), closed=False)
                 self._checked[key] = params, everything
             except TooMuch:
-                self._refuse(
+                self._refusals.refuse(
                     key, "its model sees too many objects to watch. Pass the data as arguments"
                 )
         return loss
@@ -266,31 +263,13 @@ class CompiledSVI:
         try:
             built = build(self._roots, call, params, self._all, skipped, backend=self._backend)
         except Unsuitable as error:
-            self._refuse(key, str(error))
+            self._refusals.refuse(key, str(error))
             return None
         variants = self._graphs.setdefault(key, [])
         variants.append(built)
         del variants[:-_VARIANTS]
         self._last = built
         return built
-
-    def _count_change(self, key: Any, watch: Watch) -> None:
-        self._changes[key] = self._changes.get(key, 0) + 1
-        if self._changes[key] > _MOST_CHANGES:
-            self._refuse(
-                key,
-                f"{watch.changed()} again and again. Pass what changes as an argument, or change "
-                "it in place",
-            )
-
-    def _refuse(self, key: Any, why: str) -> None:
-        self._refused.add(key)
-        self._tell(why)
-
-    def _tell(self, why: str) -> None:
-        if why not in self._told:
-            self._told.add(why)
-            warnings.warn(f"CompiledSVI runs eagerly, because {why}.", UserWarning, stacklevel=4)
 
     @property
     def _roots(self) -> tuple[Any, Any, Any]:

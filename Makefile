@@ -4,11 +4,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test lint format
+.PHONY: help compare test lint format bench-speed
 
 help:
 	@echo "make compare [ARGS='--list']   compare posteriors on real data, in a table and figures"
 	@echo "make test                      lint, types, tests and doctests"
+	@echo "make bench-speed               step times against plain torch, Pyro and NumPyro"
 	@echo "make lint                      lint and types only"
 	@echo "make format                    sort the imports and format the code"
 
@@ -23,6 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-speed: export OMP_NUM_THREADS ?= 1
+bench-speed: $(STAMP)
+	taskset --cpu-list 0 $(BIN)/python benchmarks/speed/steps.py --out benchmarks/speed/result $(ARGS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix --select I .

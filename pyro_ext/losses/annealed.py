@@ -60,6 +60,8 @@ class Annealed(BoundLoss):
 
     estimators: ClassVar[tuple[str, ...]] = ELBO.estimators
     _linear = True
+    _given: Tensor | None = None
+    """β from outside, where the steps are counted there."""
 
     def __init__(self, elbo: BoundLoss, schedule: Schedule | float) -> None:
         if not isinstance(elbo, ELBO):
@@ -146,7 +148,7 @@ class Annealed(BoundLoss):
 
     def _adjust(self, model_trace: Trace, guide_trace: Trace) -> object:
         self.elbo._adjust(model_trace, guide_trace)
-        beta = self.beta
+        beta = self.beta if self._given is None else self._given
         for _, site in (*sample_sites(model_trace), *sample_sites(guide_trace)):
             if not site["is_observed"] or site["infer"].get("is_auxiliary"):
                 site["scale"] = site["scale"] * beta

@@ -1,0 +1,165 @@
+"""From a model, guide and loss to a step that was proved to be the eager one."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_ext.losses import Annealed
+from pyro_ext.training.compiled.annealing import Weight
+from pyro_ext.training.compiled.denormals import Flushed
+from pyro_ext.training.compiled.graph import record
+from pyro_ext.training.compiled.optimizer import AllParameters
+from pyro_ext.training.compiled.proof import prove, unchanged
+from pyro_ext.training.compiled.signature import Call, call_of, shape_of
+from pyro_ext.training.compiled.simplify import Unsuitable
+from pyro_ext.training.compiled.step import StepGraph, build_step
+from pyro_ext.training.compiled.walk import TooMuch, bindings
+from pyro_ext.training.compiled.watch import Watch
+
+__all__ = ["Built", "build"]
+
+_LARGEST = 20_000
+
+
+class Built:
+    """A step, and what it was built for.
+
+    Args:
+        call: The arguments that it was built for.
+        step: The step.
+        watch: What it depends on.
+        weight: The weight of an annealed loss.
+    """
+
+    def __init__(self, call: Call, step: StepGraph, watch: Watch, weight: Weight | None) -> None:
+        self.step, self.watch, self._weight = step, watch, weight
+        self._signature = call.signature
+        self._shapes = [shape_of(tensor) for tensor in call.tensors]
+        self._plain = len(call.leaves) == len(call.tensors)
+
+    def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Tensor] | None:
+        """Return the tensors among the arguments, or None if the step is not for them.
+
+        Args:
+            args: Arguments.
+            kwargs: Keyword arguments.
+        """
+        if self._plain and not kwargs and all(isinstance(a, Tensor) for a in args):
+            return args if [shape_of(tensor) for tensor in args] == self._shapes else None
+        call = call_of(args, kwargs)
+        return call.tensors if call.signature == self._signature else None
+
+    def holds(self) -> bool:
+        """Tell whether nothing has changed that the step depends on."""
+        return self.watch.holds() and self.step.current()
+
+    def take(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Take a step and return the loss.
+
+        Args:
+            tensors: The tensors among the arguments.
+        """
+        if self._weight is not None:
+            self._weight.advance()
+        with Flushed():
+            return self.step(tensors)
+
+    def take_many(self, tensors: Sequence[Tensor], count: int) -> list[Tensor]:
+        """Take steps on the same tensors and return their losses.
+
+        Args:
+            tensors: The tensors among the arguments.
+            count: Number of steps.
+        """
+        if self._weight is not None:
+            return [self.take(tensors) for _ in range(count)]
+        with Flushed():
+            return self.step.many(tensors, count)
+
+
+def build(
+    roots: tuple[Any, Any, Any],
+    call: Call,
+    params: Sequence[Tensor],
+    optimizer: AllParameters,
+    skipped: Tensor,
+    *,
+    backend: str,
+) -> Built:
+    """Record a step, compile it, and prove it.
+
+    Args:
+        roots: Model, guide and loss.
+        call: Arguments of the step.
+        params: The parameters that the loss reads.
+        optimizer: The optimizer, which knows them.
+        skipped: Counter of the steps that were not applied.
+        backend: ``"inductor"`` or ``"graph"``.
+
+    Raises:
+        Unsuitable: If the step cannot be made into a graph, or is not the eager one.
+    """
+    model, guide, loss = roots
+    weight = Weight(loss, params[0]) if isinstance(loss, Annealed) else None
+    used: Any = loss if weight is None else weight.loss
+    differentiable: Callable[..., Tensor] = getattr(used, "differentiable_loss", used)
+
+    def eager(*tensors: Tensor) -> Tensor:
+        args, kwargs = call.rebuilt(tensors)
+        with pyro.validation_enabled(is_validate=False), torch.enable_grad():
+            return differentiable(model, guide, *args, **kwargs)
+
+    try:
+        buffers = _buffers(roots)
+        with unchanged(buffers, skipped.device):
+            recorded = record(eager, params, call.tensors)
+        if len(recorded.graph.graph.nodes) > _LARGEST:
+            raise Unsuitable(
+                f"its step has more than {_LARGEST} operations. Write pyro.plate as a context, "
+                "with pyro.plate(...), for a loop over it"
+            )
+        _check_memory(recorded.held, recorded.params)
+        watch = Watch(roots, recorded.held, pyro.get_param_store())
+        step = build_step(recorded, optimizer, call.tensors, skipped, backend=backend)
+        prove(step, eager, call.tensors, [*buffers, skipped], skipped.device)
+    except (Unsuitable, TooMuch):
+        raise
+    except Exception as error:
+        raise Unsuitable(_reason(error)) from error
+    return Built(call, step, watch, weight)
+
+
+def _buffers(roots: Sequence[Any]) -> list[Tensor]:
+    """Return the buffers of all modules in sight, which a layer may change as it runs."""
+    modules = [root for root in roots if isinstance(root, torch.nn.Module)]
+    for binding in bindings(*roots):
+        modules += [value for value in binding.values if isinstance(value, torch.nn.Module)]
+    found = {id(b): b for module in modules for b in module.buffers(recurse=False)}
+    return list(found.values())
+
+
+def _check_memory(held: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    """Raise if a tensor shares memory with a parameter, which changes under its feet."""
+    trained = {param.untyped_storage().data_ptr() for param in params}
+    ids = {id(param) for param in params}
+    for tensor in held:
+        if id(tensor) not in ids and tensor.untyped_storage().data_ptr() in trained:
+            raise Unsuitable(
+                f"a tensor of shape {tuple(tensor.shape)} that it closes over shares memory with "
+                "a parameter. Write param.detach() inside the model"
+            )
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    if "_local_scalar_dense" in text or "data-dependent control flow" in text:
+        return (
+            "Python looks at the value of a tensor (an if, float(x), x.item(), a loop over a "
+            "plate, a loss of Pyro's own). Write torch.where for a branch on latents or data, "
+            "with pyro.plate(...) for a loop, px.ELBO() for Trace_ELBO()"
+        )
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return f"of {type(error).__name__}: {first[:200]}. Write compile=False to go without"

@@ -1,0 +1,69 @@
+"""The step as Python runs it: validation off, and one optimizer for all parameters."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_ext.structure import trace_params
+from pyro_ext.training.compiled.denormals import Flushed
+from pyro_ext.training.compiled.optimizer import AllParameters
+
+__all__ = ["eager_step", "seen_params"]
+
+
+def seen_params(trace: Any) -> list[Tensor]:
+    """Return the trainable tensors that a traced loss read, each once.
+
+    Args:
+        trace: Trace of the parameter sites.
+    """
+    found = {id(param): param for param in trace_params(trace) if param.requires_grad}
+    return list(found.values())
+
+
+def eager_step(
+    loss: Callable[[], Tensor],
+    optimizer: AllParameters,
+    *,
+    validate: bool,
+) -> tuple[float, list[Tensor], bool]:
+    """Take one step.
+
+    Args:
+        loss: Returns the differentiable loss.
+        optimizer: The optimizer, which takes in parameters that are new.
+        validate: Whether Pyro checks shapes, supports and parameters.
+
+    Returns:
+        The loss, the parameters that it read, and whether the step was applied: with a loss or
+        gradient that is not finite it is not.
+    """
+    with Flushed():
+        return _step(loss, optimizer, validate=validate)
+
+
+def _step(
+    loss: Callable[[], Tensor], optimizer: AllParameters, *, validate: bool
+) -> tuple[float, list[Tensor], bool]:
+    with pyro.validation_enabled(validate), poutine.trace(param_only=True) as capture:
+        value = loss()
+    params = seen_params(capture.trace)
+    number = value.item()
+    if not value.requires_grad:
+        return number, params, True
+    optimizer.include(params)
+    grads = torch.autograd.grad(value, params, allow_unused=True)
+    finite = math.isfinite(number) and all(_finite(g) for g in grads if g is not None)
+    if finite:
+        optimizer.step(params, grads)
+    return number, params, finite
+
+
+def _finite(grad: Tensor) -> bool:
+    # A sum is cheap, and not finite if an entry is not; the reverse is looked at.
+    return math.isfinite(grad.sum().item()) or bool(torch.isfinite(grad).all())

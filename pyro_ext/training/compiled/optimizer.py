@@ -1,0 +1,173 @@
+"""One torch optimizer for all parameters, from a torch factory or one of Pyro's optimizers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import torch
+from pyro.optim import PyroLRScheduler, PyroOptim
+from pyro.optim.clipped_adam import ClippedAdam as PyroClippedAdam
+from torch import Tensor
+
+from pyro_ext.training.compiled.clipped_adam import ClippedAdam
+
+__all__ = ["CLIP_NORM", "CLIP_VALUE", "AllParameters", "Factory", "clip"]
+
+Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+CLIP_NORM, CLIP_VALUE = "clip_grad_norm", "clip_grad_value"
+"""Keys of a parameter group: Pyro's clipping of each parameter's own gradient."""
+
+_FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+
+
+class AllParameters:
+    """The optimizer of all parameters seen so far, made when the first ones are seen.
+
+    Args:
+        spec: A function from a list of parameters to a torch optimizer, or one of
+            ``pyro.optim``.
+        clip_norm: Largest norm of the gradient of all parameters together, or None.
+    """
+
+    def __init__(self, spec: PyroOptim | Factory, clip_norm: float | None) -> None:
+        if not isinstance(spec, PyroOptim) and not callable(spec):
+            raise TypeError(
+                "CompiledSVI: expected optim to be a function from a list of parameters to a "
+                f"torch optimizer, or one of pyro.optim; got {spec!r}. Write: "
+                "lambda params: torch.optim.Adam(params, lr=0.01)."
+            )
+        if clip_norm is not None and not clip_norm > 0:
+            raise ValueError(
+                f"CompiledSVI: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0."
+            )
+        self.spec, self.clip_norm = spec, clip_norm
+        self.torch: torch.optim.Optimizer | None = None
+        self.version = 0
+        self._known: set[int] = set()
+
+    def include(self, params: Sequence[Tensor]) -> None:
+        """Take in the parameters that are new.
+
+        Args:
+            params: Trainable tensors.
+        """
+        new = [param for param in params if id(param) not in self._known]
+        if not new:
+            return
+        self._known |= {id(param) for param in new}
+        self.version += 1
+        if self.torch is None:
+            self.torch = self._make(new)
+            self.torch.register_load_state_dict_post_hook(self._loaded)
+        else:
+            for group in self._groups(new):
+                self.torch.add_param_group(group)
+        _fuse(self.torch)
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer."""
+        return [] if self.torch is None else self.torch.param_groups
+
+    def clipped(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> list[Tensor]:
+        """Return the gradients, clipped as the groups and ``clip_norm`` say.
+
+        Args:
+            params: Parameters.
+            grads: Their gradients.
+        """
+        group_of = {id(param): group for group in self.groups for param in group["params"]}
+        return clip([group_of[id(param)] for param in params], grads, self.clip_norm)
+
+    def step(self, params: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+        """Take one step.
+
+        Args:
+            params: Parameters.
+            grads: Their gradients, None where there is none.
+        """
+        if self.torch is None:
+            raise RuntimeError("CompiledSVI: expected parameters before a step; got none.")
+        given = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
+        clipped = self.clipped([p for p, _ in given], [g for _, g in given])
+        for (param, _), grad in zip(given, clipped, strict=True):
+            param.grad = grad
+        self.torch.step()
+        for param, _ in given:
+            param.grad = None
+
+    def _loaded(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell graphs that the state tensors are others."""
+        self.version += 1
+
+    def _make(self, params: list[Tensor]) -> torch.optim.Optimizer:
+        spec = self.spec
+        if not isinstance(spec, PyroOptim):
+            return spec(params)
+        constructor: Any = spec.pt_optim_constructor
+        if constructor is PyroClippedAdam:
+            constructor = ClippedAdam
+        optimizer: torch.optim.Optimizer = constructor(self._groups(params))
+        if isinstance(spec, PyroLRScheduler):
+            # Under this key the scheduler is stepped with spec.step(), as Pyro has it.
+            spec.optim_objs[params[0]] = spec.pt_scheduler_constructor(optimizer, **spec.kwargs)
+        return optimizer
+
+    def _groups(self, params: Iterable[Tensor]) -> list[dict[str, Any]]:
+        """Return parameter groups, one for each set of options."""
+        spec: Any = self.spec
+        if not isinstance(spec, PyroOptim):
+            return [{"params": list(params)}]
+        groups: list[dict[str, Any]] = []
+        for param in params:
+            options = dict(spec._get_optim_args(param))
+            clips = spec._get_grad_clip_args(cast(Any, param))
+            options[CLIP_NORM] = clips.get("clip_norm")
+            options[CLIP_VALUE] = clips.get("clip_value")
+            for group in groups:
+                if {k: v for k, v in group.items() if k != "params"} == options:
+                    group["params"].append(param)
+                    break
+            else:
+                groups.append({"params": [param], **options})
+        return groups
+
+
+def clip(
+    groups: Sequence[dict[str, Any]], grads: Sequence[Tensor], clip_norm: float | None
+) -> list[Tensor]:
+    """Return clipped gradients, without a branch on their values.
+
+    Args:
+        groups: The parameter group of each.
+        grads: Gradients.
+        clip_norm: Largest norm of all together, or None.
+    """
+    clipped = []
+    for group, grad in zip(groups, grads, strict=True):
+        norm, value = group.get(CLIP_NORM), group.get(CLIP_VALUE)
+        if norm is not None:
+            grad = grad * _factor(grad.square().sum().sqrt(), norm)
+        if value is not None:
+            grad = grad.clamp(-value, value)
+        clipped.append(grad)
+    if clip_norm is None:
+        return clipped
+    total = torch.stack([grad.square().sum() for grad in clipped]).sum().sqrt()
+    factor = _factor(total, clip_norm)
+    return [grad * factor.to(grad.dtype) for grad in clipped]
+
+
+def _factor(norm: Tensor, largest: float) -> Tensor:
+    return (largest / (norm + 1e-6)).clamp(max=1.0)
+
+
+def _fuse(optimizer: torch.optim.Optimizer) -> None:
+    """Let torch update all parameters in one kernel, unless the user chose how."""
+    if type(optimizer) not in _FUSED:
+        return
+    for group in optimizer.param_groups:
+        params, chosen = group["params"], ("foreach", "fused", "capturable", "differentiable")
+        fits = all(param.is_floating_point() for param in params)
+        if fits and not any(group.get(option) for option in chosen):
+            group["fused"] = True

@@ -1,0 +1,125 @@
+"""The only file that touches private interfaces of torch: graphs of a step, compiled or not."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+__all__ = [
+    "TESTED_TORCH",
+    "compile_graph",
+    "flatten",
+    "functional_graph",
+    "once",
+    "record_graph",
+    "unflatten",
+    "unsupported",
+]
+
+TESTED_TORCH = ("2.13",)
+"""Versions whose private interfaces are known; others run eagerly."""
+
+Flat = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+@cache
+def unsupported() -> str | None:
+    """Return why steps cannot be compiled here, or None."""
+    version = ".".join(torch.__version__.split(".")[:2])
+    if version not in TESTED_TORCH:
+        return f"torch {version} is not among the versions that were tested, {TESTED_TORCH}"
+    return None
+
+
+def flatten(args: Any) -> tuple[list[Any], Any]:
+    """Return the leaves of nested arguments, and a description of their nesting."""
+    leaves, spec = pytree.tree_flatten(args)
+    return leaves, spec
+
+
+def unflatten(leaves: list[Any], spec: Any) -> Any:
+    """Return what ``flatten`` took apart."""
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def record_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:
+    """Run a function once and record what torch computes, with tensors it holds as attributes.
+
+    Args:
+        fn: A function of tensors that returns a tuple of tensors.
+        inputs: Its arguments.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    return make_fx(fn)(*inputs)
+
+
+def once(scalar: Tensor) -> Tensor:
+    """Return a scalar that a compiled graph computes once, not in the loop that reads it."""
+    from torch._inductor import test_operators  # noqa: F401 (registers the operator)
+
+    kept: Tensor = torch.ops._inductor_test.realize(scalar)
+    return kept
+
+
+def functional_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:
+    """Record a function without running it: shapes alone go through.
+
+    Args:
+        fn: A function of tensors that returns a tuple of tensors.
+        inputs: Tensors like its arguments.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad():
+        return make_fx(fn, tracing_mode="fake")(*inputs)
+
+
+def compile_graph(
+    graph: GraphModule, inputs: Sequence[Tensor], *, native_noise: bool, cpp_wrapper: bool
+) -> Flat:
+    """Return the compiled graph, which changes in place the inputs that the graph changes.
+
+    Args:
+        graph: A graph of tensors alone.
+        inputs: Tensors like its inputs, none of them twice.
+        native_noise: Whether random numbers come from torch's own generator, in the graph's
+            order.
+        cpp_wrapper: Whether the code around the kernels is C++, too.
+    """
+    for node in graph.graph.nodes:
+        node.meta.pop("val", None)  # of another fake mode than the compiler's
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about itself
+        return _compile(graph, inputs, native_noise=native_noise, cpp_wrapper=cpp_wrapper)
+
+
+def _compile(
+    graph: GraphModule, inputs: Sequence[Tensor], *, native_noise: bool, cpp_wrapper: bool
+) -> Flat:
+    import torch._inductor.config as config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    made: list[Any] = []
+
+    def keep(inner: GraphModule, examples: Any, **options: Any) -> Any:
+        made.append(compile_fx_inner(inner, examples, **options))
+        return made[-1]
+
+    settings: Any = {
+        "fallback_random": native_noise,
+        "cpp_wrapper": cpp_wrapper,
+        # Who calls has made sure of the inputs, and each of these costs time in every step.
+        "size_asserts": False,
+        "alignment_asserts": False,
+        "scalar_asserts": False,
+    }
+    with torch.no_grad(), config.patch(settings):
+        compile_fx(graph, list(inputs), inner_compile=keep)
+    (inner,) = made
+    return getattr(inner, "current_callable", None) or inner

@@ -1,0 +1,70 @@
+"""What two calls must share to be served by one graph."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pyro_ext.training.compiled.private import flatten, unflatten
+
+__all__ = ["Call", "call_of"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of a step, taken apart.
+
+    Args:
+        tensors: All tensors, in order.
+        signature: Shape, strides, dtype and device of each tensor, and the value of all else.
+        leaves: Tensors and all else, in order.
+        spec: How the leaves were nested.
+    """
+
+    tensors: list[Tensor]
+    signature: tuple[Any, ...]
+    leaves: list[Any]
+    spec: Any
+
+    def rebuilt(self, tensors: tuple[Tensor, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return positional and keyword arguments with other tensors in their places.
+
+        Args:
+            tensors: As many tensors as the call has.
+        """
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = unflatten(leaves, self.spec)
+        return args, kwargs
+
+
+def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Take the arguments of a step apart.
+
+    Args:
+        args: Arguments.
+        kwargs: Keyword arguments.
+    """
+    leaves, spec = flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    signature = (spec, *map(_of, leaves))
+    return Call(tensors, signature, leaves, spec)
+
+
+def _of(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return shape_of(leaf)
+    try:
+        hash(leaf)
+    except TypeError:
+        return id(leaf)
+    return type(leaf), leaf
+
+
+def shape_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what of a tensor a graph depends on.
+
+    Args:
+        tensor: The tensor.
+    """
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad

@@ -1,0 +1,161 @@
+"""Rewrites of a recorded graph that a compiler does not find by itself."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+__all__ = ["Unsuitable", "held_tensor", "simplify"]
+
+_aten = torch.ops.aten
+
+
+class Unsuitable(Exception):
+    """A model, guide or loss that cannot be made into a graph; says why, and what to write."""
+
+
+def simplify(graph: GraphModule) -> None:
+    """Rewrite a graph in place; it computes the same from fewer and larger operations.
+
+    Args:
+        graph: A graph with the tensors that it holds as attributes.
+    """
+    _fold_masks(graph)
+    _merge_products(graph)
+    _split_biases(graph)
+    _draw_at_once(graph)
+    graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
+    graph.recompile()
+
+
+def _merge_products(graph: GraphModule) -> None:
+    """Write a batch of products with one and the same matrix as one product.
+
+    Particles make such batches of a product with data. Compiled as they are, they become sums
+    along the rows of a matrix, column by column.
+    """
+    nodes = graph.graph
+    for node in nodes.nodes:
+        if node.target is not _aten.bmm.default:
+            continue
+        rows, matrix = node.args[0].meta.get("val"), node.args[1].meta.get("val")
+        if rows is None or matrix is None or matrix.stride(0) != 0:
+            continue
+        batch, number, inner = rows.shape
+        with nodes.inserting_before(node):
+            one = nodes.call_function(_aten.select.int, (node.args[1], 0, 0))
+            flat = nodes.call_function(
+                _aten.reshape.default, (node.args[0], [batch * number, inner])
+            )
+            product = nodes.call_function(_aten.mm.default, (flat, one))
+            shaped = nodes.call_function(
+                _aten.reshape.default, (product, [batch, number, matrix.shape[-1]])
+            )
+        node.replace_all_uses_with(shaped)
+
+
+def _split_biases(graph: GraphModule) -> None:
+    """Write a product plus bias as two operations, the second of which joins the next loop.
+
+    A product that adds to its output writes the bias to all rows first.
+    """
+    nodes = graph.graph
+    for node in nodes.nodes:
+        if node.target is not _aten.addmm.default or node.kwargs:
+            continue
+        bias, rows, matrix = node.args
+        with nodes.inserting_before(node):
+            product = nodes.call_function(_aten.mm.default, (rows, matrix))
+            shifted = nodes.call_function(_aten.add.Tensor, (product, bias))
+        node.replace_all_uses_with(shifted)
+
+
+def _draw_at_once(graph: GraphModule) -> None:
+    """Write normal noise that fills an empty tensor as one draw, of the same numbers."""
+    nodes = graph.graph
+    for node in nodes.nodes:
+        if node.target is not _aten.normal_.default or len(node.args) > 1 or node.kwargs:
+            continue
+        empty = node.args[0]
+        if empty.target is not _aten.empty.memory_format or len(empty.users) > 1:
+            continue
+        options = {key: empty.kwargs.get(key) for key in ("dtype", "device")}
+        with nodes.inserting_before(node):
+            drawn = nodes.call_function(_aten.randn.default, empty.args, options)
+        node.replace_all_uses_with(drawn)
+        nodes.erase_node(node)
+
+
+def _fold_masks(graph: GraphModule) -> None:
+    """Replace Boolean indices that depend on no data, such as a triangle's, by positions.
+
+    The shape of ``x[mask]`` is known only when the mask is.
+    """
+    values: dict[Node, Any] = {}
+
+    def known(node: Node) -> Any:
+        """Return the value of a node that depends on no input, else None."""
+        if node not in values:
+            values[node] = _evaluate(graph, node, known)
+        return values[node]
+
+    indexing = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in indexing:
+            continue
+        positions: list[Any] = []
+        for index in node.args[1]:
+            value = known(index) if isinstance(index, Node) else None
+            if value is None or value.dtype is not torch.bool:
+                positions.append(index)
+                continue
+            for place in value.nonzero(as_tuple=True):
+                name = f"_positions{len(dict(graph.named_buffers()))}"
+                graph.register_buffer(name, place)
+                with graph.graph.inserting_before(node):
+                    positions.append(graph.graph.get_attr(name))
+        node.args = (node.args[0], positions, *node.args[2:])
+
+
+def _evaluate(graph: GraphModule, node: Node, known: Callable[[Node], Any]) -> Any:
+    if node.op == "get_attr":
+        value = held_tensor(graph, node)
+        fresh = all(user.target is _aten.lift_fresh_copy.default for user in node.users)
+        return value if fresh else None
+    if node.op != "call_function" or _has_effect(node):
+        return None
+    if any(known(parent) is None for parent in node.all_input_nodes):
+        return None
+    target: Any = node.target
+    args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), known)
+    return target(*args, **kwargs)
+
+
+def _has_effect(node: Node) -> bool:
+    """Tell whether a node changes a tensor or draws random numbers."""
+    if node.op in ("placeholder", "output"):
+        return True
+    target: Any = node.target
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+
+
+def held_tensor(graph: GraphModule, node: Node) -> Tensor:
+    """Return the tensor that a graph holds under an attribute.
+
+    Args:
+        graph: The graph.
+        node: The node that reads the attribute.
+
+    Raises:
+        Unsuitable: If it is no tensor.
+    """
+    value: Any = graph
+    for part in str(node.target).split("."):
+        value = getattr(value, part)
+    if not isinstance(value, Tensor):
+        raise Unsuitable("it calls a function of functions inside. Write it with plain tensors")
+    return value

@@ -1,0 +1,53 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import LOSSES
+
+import pyro_ext as px
+
+pytestmark = pytest.mark.slow
+
+X = [[0.3, -1.0], [1.2, 0.4], [-0.5, 0.9], [2.0, 0.0], [0.1, 0.1], [1.0, -2.0]]
+
+
+def model(x):
+    scale = pyro.sample("scale", dist.LogNormal(0.0, 0.3))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), scale.unsqueeze(-1)).to_event(1))
+        pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+
+GUIDES = {
+    "joint": lambda: px.AutoJoint(model, family=px.FullCovariance()),
+    "amortized": lambda: px.AutoAmortized(model, torch.nn.Linear(2, 3), family=px.LowRank(rank=1)),
+}
+
+
+@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+def dtype(request):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(request.param)
+    yield request.param
+    torch.set_default_dtype(before)
+
+
+def train(guide, loss, *, compile):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(5)
+    adam = pyro.optim.Adam({"lr": 0.01})
+    svi = px.CompiledSVI(model, GUIDES[guide](), adam, LOSSES[loss](2), compile=compile)
+    x = torch.tensor(X)
+    losses = torch.tensor([svi.step(x) for _ in range(200)])
+    assert (svi._last is not None) == compile
+    return losses
+
+
+@pytest.mark.parametrize(
+    ("guide", "loss"), [("joint", "ELBO-reparam"), ("amortized", "IWAE-dreg")]
+)
+def test_compiled_steps_are_the_eager_ones_for_the_same_seed(guide, loss, dtype):
+    found, expected = train(guide, loss, compile=True), train(guide, loss, compile=False)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    difference = (found - expected).abs() / expected.abs().clamp(min=1.0)
+    assert difference.max() < tolerance

@@ -1,0 +1,44 @@
+"""Every loss and estimator in a graph: the steps are the eager ones."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from cases import LOSSES
+
+import pyro_ext as px
+
+X = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-0.5, 0.9]])
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        mean = z + pyro.param("shift", torch.zeros(2))
+        pyro.sample("x", dist.Normal(mean, 0.5).to_event(1), obs=x)
+
+
+def run(loss, *, compile):
+    pyro.clear_param_store()
+    pyro.set_rng_seed(5)
+    guide = px.AutoAmortized(model, torch.nn.Linear(2, 3), family=px.FullCovariance())
+    adam = pyro.optim.Adam({"lr": 0.01})
+    svi = px.CompiledSVI(model, guide, adam, loss, compile=compile, _backend="graph")
+    losses = torch.tensor([svi.step(X) for _ in range(4)])
+    assert (svi._last is not None) == compile
+    return losses, [p.detach().clone() for p in pyro.get_param_store().values()]
+
+
+@pytest.mark.parametrize("name", [*LOSSES, "Sleep", "ELBO-kl", "ELBO-entropy"])
+def test_graph_and_eager_steps_agree_for_every_loss(name):
+    def loss():
+        if name == "Sleep":
+            return px.Sleep({"x": 0})
+        form = name.partition("-")[2]
+        return px.ELBO(2, form=form) if form in ("kl", "entropy") else LOSSES[name](2)
+
+    found, params = run(loss(), compile=True)
+    expected, wanted = run(loss(), compile=False)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    for one, other in zip(params, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)

@@ -2,18 +2,38 @@
 
 from pyro_ext.ratio.conjugate import DIVERGENCES as DIVERGENCES
 from pyro_ext.ratio.conjugate import FDivergence as FDivergence
+from pyro_ext.ratio.critics import MLPCritic as MLPCritic
+from pyro_ext.ratio.critics import QuadraticCritic as QuadraticCritic
+from pyro_ext.ratio.density_ratio import DensityRatio as DensityRatio
 from pyro_ext.ratio.divergences import dv as dv
 from pyro_ext.ratio.divergences import infonce as infonce
 from pyro_ext.ratio.divergences import jsd as jsd
 from pyro_ext.ratio.divergences import nwj as nwj
+from pyro_ext.ratio.estimate import RatioEstimate as RatioEstimate
+from pyro_ext.ratio.estimate import RatioWarning as RatioWarning
 from pyro_ext.ratio.objective import Objective as Objective
+from pyro_ext.ratio.report import CriticReport as CriticReport
+from pyro_ext.ratio.telescope import TelescopingRatio as TelescopingRatio
+from pyro_ext.ratio.trainer import CriticTrainer as CriticTrainer
+from pyro_ext.ratio.trainer import Regularizer as Regularizer
+from pyro_ext.ratio.trainer import r1_penalty as r1_penalty
 
 __all__ = [
     "DIVERGENCES",
+    "CriticReport",
+    "CriticTrainer",
+    "DensityRatio",
     "FDivergence",
+    "MLPCritic",
     "Objective",
+    "QuadraticCritic",
+    "RatioEstimate",
+    "RatioWarning",
+    "Regularizer",
+    "TelescopingRatio",
     "dv",
     "infonce",
     "jsd",
     "nwj",
+    "r1_penalty",
 ]

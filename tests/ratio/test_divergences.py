@@ -164,7 +164,7 @@ def test_ema_gradient_is_unbiased_where_the_plain_one_is_not():
     a = torch.tensor(1.0)
     exact_slope = P.mean - a  # d/da (a E_p x - a² / 2)
     samples = {"plain": [], "corrected": []}
-    for _ in range(4000):
+    for _ in range(2000):
         x_p, x_q = P.sample((4,)), Q.sample((4,))
         for name, average in (("plain", None), ("corrected", a**2 / 2)):
             leaf = a.clone().requires_grad_()

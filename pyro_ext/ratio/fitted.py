@@ -127,7 +127,8 @@ class FittedRatio(ABC):
         Args:
             x_q: Samples of q, shape ``(num, dim)``.
         """
-        return torch.softmax(self.log_ratio(x_q), 0)
+        with torch.no_grad():
+            return torch.softmax(self.log_ratio(x_q), 0)
 
     def log_normalizer(self) -> Float[Tensor, ""]:
         """Return the log of the mean of r over held-out samples of q: 0 for an exact ratio."""

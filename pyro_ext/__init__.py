@@ -35,6 +35,7 @@ from pyro_ext.losses import Renyi as Renyi
 from pyro_ext.losses import Sleep as Sleep
 from pyro_ext.losses import WakeSleep as WakeSleep
 from pyro_ext.minibatch import MiniBatch as MiniBatch
+from pyro_ext.ratio import Adversarial as Adversarial
 from pyro_ext.training import Run as Run
 from pyro_ext.training import fit as fit
 from pyro_ext.weights import LogWeights as LogWeights

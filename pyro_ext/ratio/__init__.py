@@ -1,5 +1,6 @@
 """Density ratios: critics, bounds on divergences, adversarial losses, GAN objectives, games."""
 
+from pyro_ext.ratio.adversarial import Adversarial as Adversarial
 from pyro_ext.ratio.conjugate import DIVERGENCES as DIVERGENCES
 from pyro_ext.ratio.conjugate import FDivergence as FDivergence
 from pyro_ext.ratio.critics import MLPCritic as MLPCritic
@@ -26,6 +27,7 @@ from pyro_ext.ratio.trainer import r1_penalty as r1_penalty
 
 __all__ = [
     "DIVERGENCES",
+    "Adversarial",
     "CriticReport",
     "CriticTrainer",
     "DensityRatio",

@@ -16,6 +16,8 @@ class MLPCritic(nn.Module):
     Args:
         dim: Size of one x.
         hidden: Widths of the hidden layers.
+        quadratic: Whether to add a quadratic function, which starts at zero and holds the log
+            ratio of two Gaussians.
         spectral: Whether to divide each weight matrix by its largest singular value, which makes
             the critic's slope at most 1 with an activation of slope at most 1.
 
@@ -29,11 +31,17 @@ class MLPCritic(nn.Module):
     """
 
     def __init__(
-        self, dim: int, *, hidden: tuple[int, ...] = (64, 64), spectral: bool = False
+        self,
+        dim: int,
+        *,
+        hidden: tuple[int, ...] = (64, 64),
+        quadratic: bool = False,
+        spectral: bool = False,
     ) -> None:
         super().__init__()
         # A ReLU has slope 1 at most; SiLU has 1.1.
         self.net = MLP(dim, hidden, 1, activation=nn.ReLU if spectral else nn.SiLU)
+        self.quadratic = QuadraticCritic(dim) if quadratic else None
         if spectral:
             for layer in self.net.layers:
                 if isinstance(layer, nn.Linear):
@@ -42,7 +50,8 @@ class MLPCritic(nn.Module):
     def forward(self, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch"]:
         """Map ``(*batch, dim)`` to ``batch``."""
         out: Tensor = self.net(x)
-        return out.squeeze(-1)
+        value = out.squeeze(-1)
+        return value if self.quadratic is None else value + self.quadratic(x)
 
 
 class QuadraticCritic(nn.Module):

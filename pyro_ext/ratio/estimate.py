@@ -1,6 +1,7 @@
 """Numbers that come out of a critic, each with its standard error and what it is."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn.functional import softplus
 from pyro_ext.ratio.divergences import log_mean_exp
 from pyro_ext.ratio.report import report
 
-__all__ = ["RatioEstimate", "RatioWarning", "js_estimate", "kl_estimate", "mean_and_se"]
+__all__ = ["RatioEstimate", "RatioWarning", "js_estimate", "kl_estimate", "mean_and_se", "warn_of"]
 
 # The mean of an exact ratio is 1, so by Markov it exceeds this with a chance of 1 % at most.
 IMPOSSIBLE_MEAN = 100.0
@@ -45,6 +46,17 @@ class RatioEstimate:
         """Return value, standard error and label."""
         mark = f" [doubtful: {'; '.join(self.doubts)}]" if self.doubts else ""
         return f"{self.value:.4f} ± {self.se:.4f} ({self.what}){mark}"
+
+
+def warn_of(found: RatioEstimate, instead: str) -> None:
+    """Warn if there are doubts about an estimate.
+
+    Args:
+        found: The estimate.
+        instead: What to do.
+    """
+    if found.doubts:
+        warnings.warn(f"{found}. {instead}.", RatioWarning, stacklevel=3)
 
 
 def mean_and_se(values: Float[Tensor, " num"]) -> tuple[Tensor, Tensor]:

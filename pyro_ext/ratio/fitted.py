@@ -1,6 +1,5 @@
 """The fit of a ratio, and what it can tell, whatever the ratio is made of."""
 
-import warnings
 from abc import ABC, abstractmethod
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext.ratio.divergences import log_mean_exp
-from pyro_ext.ratio.estimate import RatioEstimate, RatioWarning, js_estimate, kl_estimate
+from pyro_ext.ratio.estimate import RatioEstimate, js_estimate, kl_estimate, warn_of
 from pyro_ext.ratio.report import CriticReport, report
 from pyro_ext.ratio.samples import Sampler, Samples, check_same_dim
 
@@ -146,12 +145,7 @@ class FittedRatio(ABC):
         """
         log_r_p, log_r_q = self._held_out_log_ratios()
         found = kl_estimate(log_r_p, log_r_q, method=method)
-        if found.doubts:
-            warnings.warn(
-                f"{found}. Use waymarks, px.ratio.TelescopingRatio, or more samples.",
-                RatioWarning,
-                stacklevel=2,
-            )
+        warn_of(found, "Use waymarks, px.ratio.TelescopingRatio, or more samples")
         return found
 
     def js(self) -> RatioEstimate:

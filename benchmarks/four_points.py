@@ -32,7 +32,7 @@ __all__ = ["OPTIMUM", "log_evidence", "main", "train"]
 X = torch.eye(4)
 OPTIMUM = -math.log(4)
 SEEDS = range(10)
-STEPS = 3000
+STEPS = 2000
 NOISE = 16
 
 
@@ -65,6 +65,19 @@ class Encoder(nn.Module):
             pyro.sample("z", dist.Delta(z, event_dim=1))
 
 
+class Gaussian(nn.Module):
+    """A guide with a density: mean and standard deviations from a network of x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = MLP(4, (64, 64), 4)
+
+    def forward(self, x: Tensor) -> None:
+        loc, log_scale = self.net(x).chunk(2, -1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
 def log_evidence(model: Decoder) -> Tensor:
     """Log p(x) of the four points, by quadrature."""
     at = torch.linspace(-6, 6, 401)
@@ -86,7 +99,7 @@ def train(kind: str, seed: int) -> tuple[Decoder, Any, float, Any]:
     pyro.set_rng_seed(seed)
     model = Decoder()
     if kind == "gaussian":
-        guide: Any = px.AutoAmortized(model, MLP(4, (64, 64), 64), family=px.Diagonal())
+        guide: Any = Gaussian()
         loss: Any = px.ELBO(num_particles=128)
     else:
         guide = Encoder()
@@ -132,11 +145,12 @@ def main() -> None:
     cells = Cells(options.cells)
     lines = ["| guide, loss | log p(x) | worst seed | seeds at or below -1.45 |"]
     lines.append("| :-- | --: | --: | --: |")
-    for kind in ("gaussian", "prior", "adaptive"):
-        found = [
+    kinds = ("gaussian", "prior", "adaptive")
+    for seed in range(options.seeds):
+        for kind in kinds:
             cells.get(f"{kind}, seed {seed}", partial(cell, kind, seed))
-            for seed in range(options.seeds)
-        ]
+    for kind in kinds:
+        found = [cells.known[f"{kind}, seed {seed}"] for seed in range(options.seeds)]
         name = "Gaussian, `px.ELBO`" if kind == "gaussian" else f"implicit, `{kind}` contrast"
         sd = statistics.stdev(found) if len(found) > 1 else math.nan
         failed = sum(value <= -1.45 for value in found)

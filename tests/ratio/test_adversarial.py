@@ -4,51 +4,26 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from implicit_cases import (
+    LOC,
+    SCALE,
+    XS,
+    AffineGuide,
+    Decoder,
+    Guide,
+    Sampler,
+    X,
+    exact_elbo,
+    local_model,
+    model,
+)
 from torch import nn
 
 import pyro_ext as px
 from helpers import assert_mean
 from pyro_ext import ratio as pr
-from pyro_ext._checks import Pair
-from pyro_ext.nn import MLP
-from pyro_ext.ratio.contrast import CONTRASTS, Scene
-from pyro_ext.ratio.latents import Elements
 
-X = torch.tensor(1.0)
-XS = torch.tensor([1.0, -1.0, 0.5])
 ADAM = partial(torch.optim.Adam, lr=0.01)
-LOC, SCALE = 0.8, 0.5  # of q(z | x) for x = 1; the posterior is N(1/2, 1/2)
-
-
-def model(x):
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def local_model(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-class Guide(nn.Module):
-    """N(a x, s²) for each x, as a function of noise: it has no density of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.slope = nn.Parameter(torch.tensor(LOC))
-        self.scale = nn.Parameter(torch.tensor(SCALE))
-
-    def forward(self, x):
-        if x.dim():
-            with pyro.plate("data", len(x)):
-                self.draw(x)
-        else:
-            self.draw(x)
-
-    def draw(self, x):
-        e = pyro.sample("e", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
-        pyro.sample("z", dist.Delta(self.slope * x + self.scale * e))
 
 
 class Exact(nn.Module):
@@ -78,16 +53,6 @@ def exact_loss(contrast, **options):
         warmup=0,
         **options,
     )
-
-
-def exact_elbo(x):
-    """ELBO of ``Guide``, differentiable by (a, s)."""
-    a, s = torch.tensor(LOC, requires_grad=True), torch.tensor(SCALE, requires_grad=True)
-    log_prior = dist.Normal(0.0, 1.0).log_prob(a * x) - s**2 / 2
-    log_likelihood = dist.Normal(a * x, 1.0).log_prob(x) - s**2 / 2
-    entropy = dist.Normal(0.0, s).entropy()
-    value = (log_prior + log_likelihood + entropy).sum()
-    return value.detach(), torch.autograd.grad(value, (a, s))
 
 
 def estimates(loss, x, scale=1.0, repeats=100, pair=None):
@@ -142,94 +107,6 @@ def test_mini_batches_are_scaled():
         assert_mean(values, -10 * exact_elbo(XS)[0])
 
 
-# ---------------------------------------------------------------------- vectors of latents
-
-
-def mixed(x):
-    """Latents with other supports, in nested plates, all inside the data plate."""
-    with pyro.plate("data", len(x), dim=-1):
-        w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
-        s = pyro.sample("s", dist.LogNormal(0.3, 0.5))
-        with pyro.plate("inner", 2, dim=-2):
-            u = pyro.sample("u", dist.Normal(0.0, 1.0))
-            pyro.sample("y", dist.Normal(u, s), obs=x.T)
-        pyro.sample("v", dist.Normal(w, 1.0).to_event(1), obs=torch.zeros(3))
-
-
-def test_elements_of_constrained_latents_in_nested_plates():
-    x = torch.randn(4, 2)
-    guide = px.AutoAmortized(mixed, lambda x: x, plate="data")
-    pair = Pair(mixed, guide, (x,), {})
-    elements = Elements(pair, joint=False)
-    torch.manual_seed(3)
-    draws = elements.from_guide(pair, 5)
-    torch.manual_seed(3)
-    log_w = px.log_weights(mixed, guide, x, num_particles=5, joint=True)
-    assert draws.z.shape == (5, 4, 2 + 1 + 2)
-    assert draws.data.shape == (5, 4, 2 + 3)
-    torch.testing.assert_close(draws.data[0, :, :2], x)
-    s = log_w.latents["s"]
-    torch.testing.assert_close(draws.z[..., 2], s.log().reshape(5, 4))
-    u = log_w.latents["u"]
-    torch.testing.assert_close(draws.z[..., 3:], u.reshape(5, 2, 4).mT)
-    # log p(x, z) in the unconstrained space is log p(x, θ) + log |dθ/dz|, which log q has too.
-    auxiliary = [v for n, v in log_w.guide_trace.nodes.items() if n.endswith("_local")]
-    log_q_z = auxiliary[0]["fn"].log_prob(auxiliary[0]["value"]).reshape(5, -1).sum(1)
-    log_weight = draws.log_likelihood + draws.log_prior - log_q_z
-    torch.testing.assert_close(log_weight, log_w.terms[0].log_w.reshape(5))
-
-
-def test_draws_of_the_prior_are_scored_as_draws_of_the_guide():
-    x = torch.randn(4, 2)
-    pair = Pair(mixed, px.AutoAmortized(mixed, lambda x: x, plate="data"), (x,), {})
-    elements = Elements(pair, joint=False)
-    draws = elements.from_model(pair, 4000)
-    assert_mean(draws.z[..., 2].reshape(4000, -1), 0.3)
-    entropy = dist.Normal(0.0, 1.0).entropy() * 2 + dist.Normal(0.0, 0.5).entropy()
-    dirichlet = draws.log_prior.mean() / 4 + entropy
-    w = dist.Dirichlet(torch.ones(3)).sample((4000,))
-    stick = torch.distributions.biject_to(torch.distributions.constraints.simplex)
-    log_det = stick.log_abs_det_jacobian(stick.inv(w), w)
-    assert abs(float(dirichlet - dist.Dirichlet(torch.ones(3)).log_prob(w).mean() - log_det.mean())
-               ) < 0.2  # fmt: skip
-    dreamed = elements.from_model(pair, 5, dream=True)
-    assert not torch.equal(dreamed.data[0, :, :2], x)
-    assert dreamed.data.shape == (5, 4, 5)
-
-
-def test_joint_latents_make_one_vector():
-    x = torch.randn(4, 2)
-    pair = Pair(mixed, px.AutoAmortized(mixed, lambda x: x, plate="data"), (x,), {})
-    draws = Elements(pair, joint=True).from_guide(pair, 5)
-    assert draws.z.shape == (5, 1, 4 * 5)
-    assert draws.data.shape == (5, 1, 0)
-
-
-def test_coupled_elements_make_one_vector():
-    """A guide with all latents in one vector: its q does not factorize over the plate."""
-    pair = Pair(local_model, px.AutoJoint(local_model, family=px.FullCovariance()), (XS,), {})
-    assert Elements(pair, joint=False).from_guide(pair, 5).z.shape == (5, 1, 3)
-
-
-def test_whitening_makes_moments_of_white_noise():
-    guide = px.AutoJoint(local_model, family=px.FullCovariance())
-    pair = Pair(local_model, guide, (XS,), {})
-    elements = Elements(pair, joint=False)
-    with torch.no_grad():
-        guide.params.add_(0.3 * torch.randn_like(guide.params))
-    scene = Scene(pair, elements, CONTRASTS["adaptive"], num=4000, num_moments=20_000)
-    z, other = scene.critic_inputs()
-    assert z.shape == other.shape == (4000, 3)
-    moments = scene._moments()
-    # Means of 20 000 draws: 0.05 is seven standard errors.
-    torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=0.12, rtol=0)
-    torch.testing.assert_close(z.T.cov(), torch.eye(3), atol=0.15, rtol=0)
-    drawn = elements.from_guide(pair, 7).z
-    covariance = moments.factor @ moments.factor.mT
-    expected = dist.MultivariateNormal(moments.loc, covariance).log_prob(drawn)
-    torch.testing.assert_close(moments.log_prob(drawn), expected)
-
-
 # ---------------------------------------------------------------------- training
 
 
@@ -264,17 +141,6 @@ def test_svi_of_pyro():
     assert svi.evaluate_loss(XS) == pytest.approx(float(exact), abs=1.0)
 
 
-class Decoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.loc = nn.Parameter(torch.tensor(1.0))
-
-    def forward(self, x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(self.loc + z, 0.5), obs=x)
-
-
 @pytest.mark.parametrize("contrast", ["prior", "joint", "aggregate"])
 def test_the_model_learns(contrast):
     x = 2 + torch.randn(30)
@@ -283,18 +149,6 @@ def test_the_model_learns(contrast):
     adam = partial(torch.optim.Adam, lr=0.05)
     px.fit(target, guide, loss, x, adam, num_steps=80, seed=0, progress=False)
     assert float(target.loc.detach()) == pytest.approx(2.0, abs=0.5)
-
-
-class AffineGuide(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weights = nn.Parameter(torch.tensor([0.5, 0.0, 0.5]))
-
-    def forward(self, x):
-        with pyro.plate("data", len(x)):
-            e = pyro.sample("e", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
-            slope, shift, scale = self.weights
-            pyro.sample("z", dist.Delta(slope * x + shift + scale * e))
 
 
 # ---------------------------------------------------------------------- the critic's state
@@ -359,135 +213,8 @@ def test_an_estimate_above_the_evidence_is_flagged():
     assert abs(found.value - evidence) < 1.0
 
 
-# ---------------------------------------------------------------------- errors
-
-
-def mixed_homes(x):
-    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(mu, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def bernoulli(x):
-    loc = pyro.param("loc", torch.tensor(0.3))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Bernoulli(logits=loc + z), obs=(x > 0).double())
-
-
-def masked(x):
-    with pyro.plate("data", len(x)):
-        with pyro.poutine.mask(mask=x > 0):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def tempered(x):
-    a = pyro.sample("a", dist.Normal(0.0, 1.0))
-    with pyro.poutine.scale(scale=0.5):
-        b = pyro.sample("b", dist.Normal(0.0, 1.0))
-    pyro.sample("x", dist.Normal(a + b, 1.0), obs=x.sum())
-
-
-def two_latents(x):
-    a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
-    pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
-
-
-def step(target, guide=None, **options):
-    guide = guide or px.AutoJoint(target)
-    px.Adversarial(4, warmup=0, **options).loss_and_grads(target, guide, XS)
-
-
-def two_pairs():
-    loss = px.Adversarial(4, warmup=0)
-    loss.loss_and_grads(model, px.AutoJoint(model), X)
-    loss.loss_and_grads(two_latents, px.AutoJoint(two_latents), X)
-
-
-ERRORS = {
-    "contrast": (lambda: px.Adversarial(contrast="none"), r"expected contrast .*'adaptive'"),
-    "bound": (lambda: px.Adversarial(bound="none"), r"expected bound to be one of"),
-    "homes": (
-        lambda: step(mixed_homes, px.AutoAmortized(mixed_homes, lambda x: x.unsqueeze(-1))),
-        r"sites \['mu'\] are outside, .*Write: px\.Adversarial\(joint=True\)",
-    ),
-    "no gradient for the model": (
-        lambda: step(bernoulli, Guide(), contrast="joint"),
-        r"expected data that the model draws by reparameterization.*contrast='prior'",
-    ),
-    "mask": (lambda: step(masked, Guide()), r"without a mask; site 'z' has one"),
-    "scales": (lambda: step(tempered), r"expected latents with one scale; got .*poutine\.scale"),
-    "untrained": (
-        lambda: px.Adversarial().loss(model, Guide(), X),
-        r"expected a critic that was trained.*Write: loss\.evaluate",
-    ),
-    "another pair": (two_pairs, r"expected the pair that the critic was trained for, with 1"),
-    "site": (
-        lambda: step(model, lambda x: pyro.sample("y", dist.Normal(0.0, 1.0))),
-        r"site 'z' is latent in the model, but the guide does not sample it",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ERRORS)
-def test_errors(name):
-    call, message = ERRORS[name]
-    with pytest.raises(ValueError, match=message):
-        call()
-
-
-def test_joint_option_takes_latents_in_and_out_of_the_plate():
-    guide = px.AutoAmortized(mixed_homes, lambda x: x.unsqueeze(-1))
-    step(mixed_homes, guide, joint=True)
-
-
 def test_network_of_noise_as_a_family():
     """A family that cannot score: ELBO raises, the adversarial loss trains it."""
-
-    class Sampler(px.Family):
-        @property
-        def density(self):
-            return "none"
-
-        def num_params(self, dim):
-            return 2 * dim
-
-        def initial_params(self, loc, scale):
-            return torch.cat([loc, scale.log()], -1)
-
-        def network(self, dim):
-            return MLP(dim, (8,), dim)
-
-        def distribution(self, params, dim, network=None):
-            return Draw(params[..., :dim], params[..., dim:].exp(), network)
-
-        def quantile(self, posterior, prob):
-            return posterior.rsample((999,)).quantile(prob, 0)
-
-    class Draw(dist.TorchDistribution):
-        support = dist.constraints.real_vector
-        arg_constraints = {}  # noqa: RUF012
-        has_rsample = True
-
-        def __init__(self, loc, scale, network):
-            self.loc, self.scale, self.network = loc, scale, network
-            super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
-
-        def expand(self, batch_shape, _instance=None):
-            return Draw(
-                self.loc.expand(*batch_shape, -1),
-                self.scale.expand(*batch_shape, -1),
-                self.network,
-            )
-
-        def rsample(self, sample_shape=()):
-            e = torch.randn(*sample_shape, *self.batch_shape, *self.event_shape)
-            return self.loc + self.scale * (e + self.network(e))
-
-        def log_prob(self, value):
-            raise ValueError("no density")
 
     guide = px.AutoJoint(local_model, family=Sampler(), init_scale=0.5)
     with pytest.raises(ValueError, match="no density"):

@@ -1,6 +1,7 @@
 """The fit of a ratio, and what it can tell, whatever the ratio is made of."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,8 @@ class FittedRatio(ABC):
 
     A subclass writes one step, what follows the last step, and the log ratio.
     """
+
+    _instead: ClassVar[str] = "Use waymarks, px.ratio.TelescopingRatio, or more samples"
 
     def __init__(self) -> None:
         self._held_out: tuple[Tensor, Tensor] | None = None
@@ -145,7 +148,7 @@ class FittedRatio(ABC):
         """
         log_r_p, log_r_q = self._held_out_log_ratios()
         found = kl_estimate(log_r_p, log_r_q, method=method)
-        warn_of(found, "Use waymarks, px.ratio.TelescopingRatio, or more samples")
+        warn_of(found, self._instead)
         return found
 
     def js(self) -> RatioEstimate:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -92,6 +93,8 @@ class TelescopingRatio(FittedRatio):
         >>> abs(ratio.log_ratio(torch.tensor([4.0])).item() - 8.0) < 1.0
         True
     """
+
+    _instead: ClassVar[str] = "Compare fits with more ratios and more samples"
 
     def __init__(
         self,

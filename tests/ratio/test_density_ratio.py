@@ -151,6 +151,8 @@ def test_telescoping_ratio_reaches_farther_than_a_single_one():
         abs(float(ratio.log_ratio(x).detach().mean()) - exact) for ratio in (single, chain)
     )
     assert single_error > 0.5 * exact
+    with pytest.warns(pr.RatioWarning, match="beyond log .*more ratios and more samples"):
+        chain.kl()
     assert chain_error < 0.25 * exact
 
 

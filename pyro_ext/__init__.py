@@ -1,6 +1,7 @@
 """Guides, bounds and diagnostics for variational inference with Pyro."""
 
 from pyro_ext import bounds as bounds
+from pyro_ext import ratio as ratio
 from pyro_ext.autoguide import AutoAmortized as AutoAmortized
 from pyro_ext.autoguide import AutoJoint as AutoJoint
 from pyro_ext.autoguide import AutoPerDatapoint as AutoPerDatapoint
@@ -39,6 +40,7 @@ from pyro_ext.losses import Renyi as Renyi
 from pyro_ext.losses import Sleep as Sleep
 from pyro_ext.losses import WakeSleep as WakeSleep
 from pyro_ext.minibatch import MiniBatch as MiniBatch
+from pyro_ext.ratio import Adversarial as Adversarial
 from pyro_ext.training import CompiledSVI as CompiledSVI
 from pyro_ext.training import Run as Run
 from pyro_ext.training import fit as fit

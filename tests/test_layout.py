@@ -15,7 +15,7 @@ LAYERS = (
     {"nn", "minibatch", "structure"},
     {"families"},
     {"weights", "bounds", "autoguide"},
-    {"losses"},
+    {"losses", "ratio"},
     {"diagnostics", "training"},
     {"testing"},
     {"__init__"},

@@ -34,6 +34,7 @@ class BoundLoss(pyro.infer.ELBO):
     ``estimators`` are the gradients that a loss has, and ``stratified`` those under which mixtures
     share out their particles; ``upper`` tells an upper bound, and ``hierarchies`` whether the
     bound may be taken of local latents inside each global draw.
+    ``needs_density`` tells whether log q is asked for, as it is by all but the adversarial one.
 
     A loss object holds no state of a model or guide, so that one object serves any number of
     pairs.
@@ -43,6 +44,7 @@ class BoundLoss(pyro.infer.ELBO):
     stratified: ClassVar[tuple[str, ...]] = ("reparam", "stl")
     upper: ClassVar[bool] = False
     hierarchies: ClassVar[bool] = True
+    needs_density: ClassVar[bool] = True
     _sitewise: bool = False
     _linear: bool = False
 

@@ -194,7 +194,7 @@ def fit(
         seed,
         f"num_steps={num_steps} reached",
         np.array(history.elbos) / history.num_data,
-        np.array(history.elbo_steps),
+        np.array(history.elbo_steps, dtype=np.int64),
         history.num_data,
     )
 

@@ -50,6 +50,8 @@ class History:
         """
         if step % RECORD_EVERY and step != self._num_steps - 1:
             return
+        if not self._loss.needs_density:
+            return  # there is no log q for the plain ELBO
         self.elbo_steps.append(step)
         loss = self._loss
         annealed = loss if isinstance(loss, Annealed) else None

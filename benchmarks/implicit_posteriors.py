@@ -1,0 +1,184 @@
+"""Posteriors that no Gaussian fits: a network on noise beside full covariance.
+
+The distance is the sliced 1-Wasserstein one to exact draws, in units of the exact standard
+deviations; two sets of exact draws are as far apart as the first line says. Prints a Markdown
+table and draws seed 0; cells are kept in `build/implicit_posteriors.json`:
+
+    python benchmarks/implicit_posteriors.py
+"""
+
+import argparse
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from _cells import Cells
+
+import pyro_ext as px
+from pyro_ext.families.implicit import Implicit
+
+__all__ = ["KINDS", "TARGETS", "cell", "distance", "main"]
+
+SEEDS = range(10)
+STEPS = 1000
+DRAWS = 5000
+Y = torch.tensor([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
+SIGMA = torch.tensor([0.8, 0.5, 0.8, 0.6, 0.5, 0.6, 0.5, 0.4])
+
+
+def banana() -> None:
+    """A crescent: a thin normal about a parabola, as the posterior of one observation."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1))
+    pyro.sample("x", dist.Normal(z[..., 1] - z[..., 0] ** 2 + 1, 0.3), obs=torch.tensor(0.0))
+
+
+def ring() -> None:
+    """A circle of radius 1.5."""
+    z = pyro.sample("z", dist.Normal(torch.zeros(2), 2 * torch.ones(2)).to_event(1))
+    pyro.sample("x", dist.Normal(z.norm(dim=-1), 0.15), obs=torch.tensor(1.5))
+
+
+def eight_schools() -> None:
+    """Eight schools of adversarial variational Bayes: tau has no sign, so there are two modes."""
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    tau = pyro.sample("tau", dist.Normal(0.0, 1.0))
+    eta = pyro.sample("eta", dist.Normal(torch.zeros(8), torch.ones(8)).to_event(1))
+    loc = mu.unsqueeze(-1) + tau.unsqueeze(-1) * eta
+    pyro.sample("y", dist.Normal(loc, SIGMA).to_event(1), obs=Y)
+
+
+def grid_draws(model: Callable[[], None], num: int) -> Tensor:
+    """Draw from a posterior over the plane: a fine grid, and uniform noise within a cell."""
+    at = torch.linspace(-5, 5, 1001)
+    z = torch.cartesian_prod(at, at)
+    trace = pyro.poutine.trace(pyro.poutine.condition(model, {"z": z})).get_trace()
+    trace.compute_log_prob()
+    log_p = trace.nodes["z"]["log_prob"] + trace.nodes["x"]["log_prob"]
+    chosen = torch.multinomial(torch.softmax(log_p, 0), num, replacement=True)
+    return z[chosen] + (torch.rand(num, 2) - 0.5) * 0.01
+
+
+def eight_schools_draws(num: int) -> Tensor:
+    """Draw exactly: tau by quadrature, then the normals given tau."""
+    grid = torch.linspace(-6, 6, 4001)
+    covariance = torch.diag(SIGMA**2) + 1 + torch.eye(8) * grid[:, None, None] ** 2
+    log_p = dist.MultivariateNormal(torch.zeros(8), covariance).log_prob(Y)
+    log_p = log_p + dist.Normal(0.0, 1.0).log_prob(grid)
+    tau = grid[torch.multinomial(torch.softmax(log_p, 0), num, replacement=True)]
+    tau = tau + (torch.rand(num) - 0.5) * 0.003
+    # Given tau, (mu, eta) is a linear regression with standard normal coefficients.
+    design = torch.cat([torch.ones(num, 8, 1), tau[:, None, None] * torch.eye(8)], -1)
+    scaled = design / SIGMA[:, None]
+    precision = torch.eye(9) + scaled.mT @ scaled
+    factor = torch.linalg.cholesky(precision)
+    mean = torch.cholesky_solve((scaled.mT @ (Y / SIGMA).unsqueeze(-1)), factor)
+    noise = torch.linalg.solve_triangular(factor.mT, torch.randn(num, 9, 1), upper=True)
+    mu_eta = (mean + noise).squeeze(-1)
+    return torch.cat([mu_eta[:, :1], tau.unsqueeze(-1), mu_eta[:, 1:]], 1)
+
+
+TARGETS: dict[str, tuple[Callable[[], None], Callable[[int], Tensor]]] = {
+    "banana": (banana, partial(grid_draws, banana)),
+    "ring": (ring, partial(grid_draws, ring)),
+    "eight schools": (eight_schools, eight_schools_draws),
+}
+KINDS = ("full covariance", "prior", "adaptive")
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    """Return the sliced 1-Wasserstein distance, in standard deviations of y."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        directions = torch.nn.functional.normalize(torch.randn(x.shape[1], 200), dim=0)
+    x, y = ((one / y.std(0)) @ directions for one in (x, y))
+    return float((x.sort(0).values - y.sort(0).values).abs().mean())
+
+
+def draws_of(target: str, kind: str, seed: int) -> Tensor:
+    """Return draws of a fitted guide, shape ``(DRAWS, dim)``."""
+    pyro.set_rng_seed(seed)
+    model = TARGETS[target][0]
+    if kind == "full covariance":
+        guide = px.AutoJoint(model, family=px.FullCovariance())
+        loss: Any = px.ELBO(num_particles=32)
+        rate = 0.02
+    else:
+        guide = px.AutoJoint(model, family=Implicit(16), init_scale=1.0)
+        rate = 0.003
+        loss = px.Adversarial(256, contrast=kind, warmup=300)
+    adam = partial(torch.optim.Adam, lr=rate, betas=(0.5, 0.999))
+
+    def cosine(optimizer: torch.optim.Optimizer) -> Any:
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+
+    run = px.fit(
+        model, guide, loss, optim=adam, schedule=cosine, num_steps=STEPS, seed=seed, progress=False
+    )
+    return torch.cat([value.reshape(DRAWS, -1) for value in run.sample(DRAWS).values()], 1)
+
+
+def cell(target: str, kind: str, seed: int) -> float:
+    """Return the distance of a fitted guide to exact draws."""
+    x = draws_of(target, kind, seed)
+    torch.manual_seed(1000 + seed)
+    return distance(x, TARGETS[target][1](DRAWS))
+
+
+def draw(path: Path) -> None:
+    """Draw two coordinates of exact draws and of each guide's, seed 0."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    FigureCanvasAgg(figure)
+    every = figure.subplots(len(TARGETS), 1 + len(KINDS))
+    for axes, (target, (_, exact)) in zip(every, TARGETS.items(), strict=True):
+        for one, kind in zip(axes, ("exact", *KINDS), strict=True):
+            z = exact(DRAWS) if kind == "exact" else draws_of(target, kind, 0)
+            first, second = (1, 2) if target == "eight schools" else (0, 1)
+            one.plot(z[:1500, first], z[:1500, second], ".", markersize=2, alpha=0.5)
+            one.set_title(f"{target}: {kind}", fontsize=10)
+            one.set(xlim=(-3.5, 3.5), ylim=(-3.5, 3.5))
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    """Compute what is missing, print the table and draw."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cells", type=Path, default=Path("build/implicit_posteriors.json"))
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--figure", type=Path)
+    options = parser.parse_args()
+    cells = Cells(options.cells)
+    for seed in range(options.seeds):
+        for target in TARGETS:
+            for kind in KINDS:
+                cells.get(f"{target}, {kind}, seed {seed}", partial(cell, target, kind, seed))
+    lines = ["| target | exact draws | full covariance | prior | adaptive |"]
+    lines.append("| :-- | --: | --: | --: | --: |")
+    for target, (_, exact) in TARGETS.items():
+        torch.manual_seed(0)
+        texts = [f"{distance(exact(DRAWS), exact(DRAWS)):.3f}"]
+        for kind in KINDS:
+            found = [cells.known[f"{target}, {kind}, seed {s}"] for s in range(options.seeds)]
+            sd = statistics.stdev(found) if len(found) > 1 else math.nan
+            texts.append(f"{statistics.mean(found):.3f} ± {sd:.3f}")
+        lines.append(f"| {target} | {' | '.join(texts)} |")
+    print("\n".join(lines))
+    if options.figure:
+        draw(options.figure)
+
+
+if __name__ == "__main__":
+    main()

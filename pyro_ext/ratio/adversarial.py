@@ -1,0 +1,243 @@
+"""The ELBO of a guide without a density: a critic stands in for log q."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from pyro_ext import bounds
+from pyro_ext._checks import Pair
+from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.ratio.contrast import CONTRASTS, Scene
+from pyro_ext.ratio.critics import MLPCritic
+from pyro_ext.ratio.estimate import RatioEstimate, kl_estimate, mean_and_se, warn_of
+from pyro_ext.ratio.latents import Elements
+from pyro_ext.ratio.objective import Objective
+from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
+
+__all__ = ["Adversarial"]
+
+Optim = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+
+@dataclass
+class _State:
+    """What the loss learns of one pair: its elements and the critic."""
+
+    elements: Elements
+    trainer: CriticTrainer
+    dim: int
+
+
+class Adversarial(BoundLoss):
+    r"""ELBO whose log q is estimated by a critic, for guides that draw but cannot score.
+
+    .. math::
+        \mathcal{L} = \mathbb{E}_q \left[\log p(x \mid z) - T(x, z)\right], \qquad
+        T \approx \log \frac{q(z \mid x)}{p(z)}
+
+    At the best T the gradient by the guide goes through the draws alone, since
+    :math:`\mathbb{E}_q \nabla \log q = 0`. Each gradient that is asked of this object first trains
+    the critic; without gradients it is frozen. The value is an estimate and no bound: a critic
+    that underestimates log q / p puts it above the evidence. ``evaluate`` looks at that.
+
+    The object holds the critic of one (model, guide) pair; take a new one for another.
+
+    Args:
+        num_particles: Number K of draws, for guide and critic.
+        contrast: What the guide's draws are told from: ``"prior"``; ``"adaptive"``, the Gaussian
+            of their own moments, which makes the ratio easy; ``"joint"``, the model's own latents
+            and data (ALI, BiGAN); ``"aggregate"``, the prior, with a critic that does not see the
+            data (adversarial autoencoder).
+        critic: From the size of its input to a module that maps ``(*batch, size)`` to ``batch``.
+        bound: What the critic climbs, as in ``px.ratio.DensityRatio``.
+        critic_optim: From a list of parameters to the critic's optimizer; by default Adam at 1e-3.
+        critic_steps: Steps of the critic before each gradient of the guide.
+        warmup: Further steps before the first.
+        regularizer: What holds the critic back.
+        num_moments: Draws for the moments of ``"adaptive"``.
+        joint: Whether all latents make one vector, also those in a data plate.
+
+    Raises:
+        ValueError: If an option is unknown, or latents are inside a data plate and outside it.
+
+    References:
+        Adversarial Variational Bayes (Mescheder, Nowozin and Geiger, 2017) |
+        https://arxiv.org/abs/1701.04722
+        Adversarially Learned Inference (Dumoulin et al., 2016) | https://arxiv.org/abs/1606.00704
+        Adversarial Autoencoders (Makhzani et al., 2015) | https://arxiv.org/abs/1511.05644
+
+    Example:
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> loss = Adversarial(contrast="adaptive", warmup=200)
+        >>> guide = px.AutoJoint(model)
+        >>> _ = pyro.set_rng_seed(0)
+        >>> gradient = loss.loss_and_grads(model, guide, torch.tensor(1.0))
+        >>> loss
+        Adversarial(num_particles=64, contrast='adaptive')
+    """
+
+    estimators: ClassVar[tuple[str, ...]] = ("adversarial",)
+    needs_density: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        num_particles: int = 64,
+        *,
+        contrast: str = "prior",
+        critic: Callable[[int], nn.Module] | None = None,
+        bound: str = "jsd",
+        critic_optim: Optim | None = None,
+        critic_steps: int = 2,
+        warmup: int = 500,
+        regularizer: Regularizer | None = None,
+        num_moments: int = 512,
+        joint: bool = False,
+    ) -> None:
+        super().__init__(num_particles, estimator="adversarial", joint=joint)
+        if contrast not in CONTRASTS:
+            raise ValueError(
+                f"Adversarial: expected contrast to be one of {list(CONTRASTS)}; got "
+                f"{contrast!r}. Write: px.Adversarial(contrast='adaptive')."
+            )
+        Objective(bound)
+        self.contrast, self.bound = contrast, bound
+        self.critic_steps, self.warmup, self.num_moments = critic_steps, warmup, num_moments
+        self.regularizer = regularizer
+        self._make_critic = _default_critic if critic is None else critic
+        self._critic_optim = _default_optim if critic_optim is None else critic_optim
+        self._state: _State | None = None
+
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Float[Tensor, ""]:
+        """Train the critic where gradients are on, and return minus the estimated ELBO.
+
+        Args:
+            model: The model.
+            guide: Its guide.
+            *args: Arguments of both.
+            **kwargs: Keyword arguments of both.
+
+        Raises:
+            ValueError: If the critic was trained for another pair, or not at all and there are no
+                gradients; if model and guide do not match.
+        """
+        scene = self._scene(Pair(model, guide, args, kwargs))
+        if torch.is_grad_enabled():
+            steps = self.critic_steps
+            if self._state is None:
+                self._state, steps = self._new_state(scene), steps + self.warmup
+            for _ in range(steps):
+                self._state.trainer.step(*self._inputs(scene, self._state))
+        elif self._state is None:
+            raise ValueError(
+                f"{self!r}: expected a critic that was trained; there was no step yet. Write: "
+                "loss.evaluate(model, guide, *args), which trains one of its own."
+            )
+        return -self._bound(self._log_w(scene, self._state))
+
+    def evaluate(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        num_particles: int = 2000,
+        num_steps: int = 2000,
+        **kwargs: Any,
+    ) -> RatioEstimate:
+        """Estimate the ELBO with guide and model frozen, by a critic trained further for that.
+
+        A copy of the critic (a new one, if there is none) is trained with its learning rate on a
+        cosine down to zero; the estimate is of draws that it has not seen.
+
+        Args:
+            model: The model.
+            guide: Its guide.
+            *args: Arguments of both.
+            num_particles: Draws of the estimate.
+            num_steps: Steps of the critic.
+            **kwargs: Keyword arguments of both.
+
+        Returns:
+            The estimate, with doubts where the ratio is beyond the samples; then it warns too.
+        """
+        scene = self._scene(Pair(model, guide, args, kwargs))
+        state = self._new_state(scene)
+        if self._state is not None:
+            state.trainer.critic.load_state_dict(self._state.trainer.critic.state_dict())
+        schedule = CosineAnnealingLR(state.trainer.optimizer, num_steps)
+        for _ in range(num_steps):
+            state.trainer.step(*self._inputs(scene, state))
+            schedule.step()
+        with torch.no_grad():
+            state.trainer.objective.settle(
+                state.trainer.critic(self._inputs(scene, state, num_particles)[1])
+            )
+            value, square = mean_and_se(self._log_w(scene, state, num_particles))
+            inputs = self._inputs(scene, state, num_particles)
+            doubts = kl_estimate(*(state.trainer.log_ratio(x) for x in inputs)).doubts
+        what = CONTRASTS[self.contrast].what
+        found = RatioEstimate(float(value), float(square.sqrt()), what, num_particles, doubts)
+        warn_of(found, "Use contrast='adaptive', which leaves the critic less to find")
+        return found
+
+    def _scene(self, pair: Pair) -> Scene:
+        known = self._state
+        elements = Elements(pair, joint=self.joint) if known is None else known.elements
+        contrast = CONTRASTS[self.contrast]
+        return Scene(
+            pair, elements, contrast, num=self.num_particles, num_moments=self.num_moments
+        )
+
+    def _new_state(self, scene: Scene) -> _State:
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            example = scene.critic_inputs(2)[0]
+        dim = example.shape[-1]
+        critic = self._make_critic(dim).to(example)
+        trainer = CriticTrainer(
+            critic, Objective(self.bound), self._critic_optim, self.regularizer
+        )
+        return _State(scene.elements, trainer, dim)
+
+    def _inputs(
+        self, scene: Scene, state: _State, num: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        inputs = scene.critic_inputs(num)
+        if inputs[0].shape[-1] != state.dim:
+            raise ValueError(
+                f"{self!r}: expected the pair that the critic was trained for, with {state.dim} "
+                f"numbers an element; got {inputs[0].shape[-1]}. Write: a new px.Adversarial() "
+                "for each pair."
+            )
+        return inputs
+
+    def _log_w(self, scene: Scene, state: _State, num: int | None = None) -> Tensor:
+        critic = state.trainer.critic
+        for param in critic.parameters():
+            param.requires_grad = False
+        try:
+            return scene.log_w(state.trainer.log_ratio, num)
+        finally:
+            for param in critic.parameters():
+                param.requires_grad = True
+
+    def _options(self) -> dict[str, Any]:
+        return {"num_particles": self.num_particles, "contrast": self.contrast}
+
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.elbo(log_weights)
+
+
+def _default_critic(dim: int) -> nn.Module:
+    return MLPCritic(dim, hidden=(128, 128), quadratic=True)
+
+
+def _default_optim(params: list[Tensor]) -> torch.optim.Optimizer:
+    return torch.optim.Adam(params, lr=1e-3)

@@ -1,0 +1,134 @@
+"""Numbers that come out of a critic, each with its standard error and what it is."""
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from pyro_ext.ratio.divergences import log_mean_exp
+from pyro_ext.ratio.report import report
+
+__all__ = ["RatioEstimate", "RatioWarning", "js_estimate", "kl_estimate", "mean_and_se", "warn_of"]
+
+# The mean of an exact ratio is 1, so by Markov it exceeds this with a chance of 1 % at most.
+IMPOSSIBLE_MEAN = 100.0
+SEPARABLE = 0.999  # AUC from which the samples hardly overlap
+KL_METHODS = ("plug-in", "nwj", "dv")
+
+
+class RatioWarning(UserWarning):
+    """A critic's estimate that is not to be trusted."""
+
+
+@dataclass(frozen=True)
+class RatioEstimate:
+    """A number that a critic gives, in nats.
+
+    Args:
+        value: The number.
+        se: Its standard error over held-out samples, with the critic as it is.
+        what: What it is: ``"estimate of ..."`` or ``"lower bound of ..., in expectation"``.
+        num_samples: Number of held-out samples of each side.
+        doubts: Why not to trust it; empty if nothing speaks against it.
+    """
+
+    value: float
+    se: float
+    what: str
+    num_samples: int
+    doubts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return value, standard error and label."""
+        mark = f" [doubtful: {'; '.join(self.doubts)}]" if self.doubts else ""
+        return f"{self.value:.4f} ± {self.se:.4f} ({self.what}){mark}"
+
+
+def warn_of(found: RatioEstimate, instead: str) -> None:
+    """Warn if there are doubts about an estimate.
+
+    Args:
+        found: The estimate.
+        instead: What to do.
+    """
+    if found.doubts:
+        warnings.warn(f"{found}. {instead}.", RatioWarning, stacklevel=3)
+
+
+def mean_and_se(values: Float[Tensor, " num"]) -> tuple[Tensor, Tensor]:
+    """Return the mean and its squared standard error."""
+    return values.mean(), values.var() / len(values)
+
+
+def kl_estimate(
+    log_r_p: Float[Tensor, " num_p"], log_r_q: Float[Tensor, " num_q"], *, method: str = "plug-in"
+) -> RatioEstimate:
+    r"""Return KL(p‖q) from log ratios on held-out samples.
+
+    ``"plug-in"`` is :math:`\mathbb{E}_p \log r`; ``"nwj"`` adds :math:`1 - \mathbb{E}_q r`, which
+    makes it a lower bound in expectation, with a heavy tail; ``"dv"`` takes off
+    :math:`\log \mathbb{E}_q r` instead, which normalizes r.
+
+    Args:
+        log_r_p: Log ratios on samples of p, shape ``(num_p,)``.
+        log_r_q: Log ratios on samples of q, shape ``(num_q,)``.
+        method: One of the three.
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    if method not in KL_METHODS:
+        raise ValueError(
+            f"kl: expected method to be one of {list(KL_METHODS)}; got {method!r}. "
+            "Write: ratio.kl(method='plug-in')."
+        )
+    mean, square = mean_and_se(log_r_p)
+    what = "estimate of KL(p‖q)"
+    r_mean, r_square = mean_and_se(log_r_q.exp())
+    if method == "nwj":
+        mean, square = mean + 1 - r_mean, square + r_square
+        what = "lower bound of KL(p‖q), in expectation"
+    elif method == "dv":
+        mean = mean - log_mean_exp(log_r_q)
+        largest = log_r_q.amax()
+        scaled, scaled_square = mean_and_se((log_r_q - largest).exp())
+        square = square + scaled_square / scaled.square()
+    num = min(len(log_r_p), len(log_r_q))
+    doubts = _doubts(float(mean), log_r_p, log_r_q)
+    return RatioEstimate(float(mean), float(square.sqrt()), what, num, doubts)
+
+
+def js_estimate(
+    log_r_p: Float[Tensor, " num_p"], log_r_q: Float[Tensor, " num_q"]
+) -> RatioEstimate:
+    """Return the Jensen-Shannon divergence from log ratios on held-out samples, a lower bound.
+
+    Args:
+        log_r_p: Log ratios on samples of p, shape ``(num_p,)``.
+        log_r_q: Log ratios on samples of q, shape ``(num_q,)``.
+    """
+    of_p, square_p = mean_and_se(-softplus(-log_r_p))
+    of_q, square_q = mean_and_se(-softplus(log_r_q))
+    value = math.log(2) + float(of_p + of_q) / 2
+    se = float(torch.sqrt(square_p + square_q)) / 2
+    num = min(len(log_r_p), len(log_r_q))
+    return RatioEstimate(value, se, "lower bound of JSD(p, q), in expectation", num)
+
+
+def _doubts(kl: float, log_r_p: Tensor, log_r_q: Tensor) -> tuple[str, ...]:
+    num = min(len(log_r_p), len(log_r_q))
+    found = []
+    if not kl < math.log(num):
+        found.append(f"{kl:.1f} nats, beyond log {num} = {math.log(num):.1f} of the samples")
+    auc = report(log_r_p, log_r_q).auc
+    if auc >= SEPARABLE:
+        found.append(f"p and q hardly overlap in the samples (AUC {auc:.4f})")
+    for what, log_r in (("p/q over q", log_r_q), ("q/p over p", -log_r_p)):
+        log_mean = float(log_mean_exp(log_r))
+        if not log_mean < math.log(IMPOSSIBLE_MEAN):
+            found.append(f"the mean of {what} is e^{log_mean:.1f} instead of 1")
+    return tuple(found)

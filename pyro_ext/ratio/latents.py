@@ -1,0 +1,183 @@
+"""Draws of a model's latents as vectors: one unconstrained vector for each independent element."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from pyro import poutine
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_ext._checks import Pair, check_pair
+from pyro_ext._discover import discover
+from pyro_ext._run import particle_plates
+from pyro_ext._terms import Particles, site_log_prob
+from pyro_ext.structure import Structure, analyse, sample_sites
+
+__all__ = ["Draws", "Elements"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """K draws of all latents, and what the model says of them.
+
+    Args:
+        z: Unconstrained latents, shape ``(K, elements, D)``.
+        data: Observed values of each element, shape ``(K, elements, F)``, with F = 0 where there
+            is one element only: its data never change.
+        log_likelihood: Log density of what is observed, scaled, shape ``(K,)``.
+        log_prior: Log density of the unconstrained latents, scaled, shape ``(K,)``.
+        scale: Factor on every element: N/B of a mini-batch.
+    """
+
+    z: Tensor
+    data: Tensor
+    log_likelihood: Tensor
+    log_prior: Tensor
+    scale: float
+
+
+class Elements:
+    """The independent elements of a (model, guide) pair, and how to draw their latents.
+
+    Args:
+        pair: Model, guide and arguments.
+        joint: Whether all latents make one vector.
+
+    Raises:
+        ValueError: If there are latents inside a data plate and outside it, and not ``joint``.
+    """
+
+    def __init__(self, pair: Pair, *, joint: bool) -> None:
+        with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
+            guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+            replayed = poutine.replay(pair.model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+        check_pair(model_trace, guide_trace)
+        structure = analyse(model_trace, guide_trace)
+        if joint:
+            structure = Structure(structure.nesting)
+        else:
+            structure = _uncoupled(structure, pair)
+        latents = [site for _, site in sample_sites(model_trace) if not site["is_observed"]]
+        homes = {structure.home(site) for site in latents}
+        if len(homes) > 1:
+            names = [site["name"] for site in latents if structure.home(site) is None]
+            plates = [dict(plates) for plates in structure.local]
+            raise ValueError(
+                f"Adversarial: expected latents in one data plate, or all outside; the sites "
+                f"{names} are outside, others in the plates {plates}. Write: "
+                "px.Adversarial(joint=True) for one critic of all latents, on the full batch."
+            )
+        self._structure = structure
+        (home,) = homes
+        kept = () if home is None else structure.local[home]
+        self._axes = tuple(structure.nesting + dim for _, dim in kept)
+
+    def from_guide(self, pair: Pair, num: int) -> Draws:
+        """Draw latents from the guide, and score them by the model.
+
+        Args:
+            pair: Model, guide and arguments.
+            num: Number K of draws.
+        """
+        with particle_plates(self._structure, Particles(1, num)):
+            guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+            replayed = poutine.replay(pair.model, trace=guide_trace)
+            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+        check_pair(model_trace, guide_trace)
+        return self._draws(model_trace, num)
+
+    def from_model(self, pair: Pair, num: int, *, dream: bool = False) -> Draws:
+        """Draw latents from the model's prior, and data too if it dreams.
+
+        Args:
+            pair: Model, guide and arguments.
+            num: Number K of draws.
+            dream: Whether to draw what is observed.
+        """
+        model = poutine.uncondition(pair.model) if dream else pair.model
+        with particle_plates(self._structure, Particles(1, num)):
+            trace = poutine.trace(model).get_trace(*pair.args, **pair.kwargs)
+        return self._draws(trace, num)
+
+    def _draws(self, trace: Trace, num: int) -> Draws:
+        vectors, data, log_likelihood, log_prior = [], [], [], []
+        scales: dict[str, Any] = {}
+        for name, site in sample_sites(trace):
+            fn, value = site["fn"], site["value"]
+            event_dim = fn.event_dim
+            total = self._total(site["scale"] * site_log_prob(site), num)
+            if site["is_observed"] or site["infer"].get("was_observed"):
+                log_likelihood.append(total)
+                if self._axes and not isinstance(fn, dist.Unit):
+                    data.append(self._vectors(value, event_dim, num))
+                continue
+            if site["mask"] is not None:
+                raise ValueError(
+                    f"Adversarial: expected latents without a mask; site '{name}' has one. Mask "
+                    "the observed sites only."
+                )
+            transform = biject_to(fn.support)
+            unconstrained = transform.inv(value)
+            log_det = transform.log_abs_det_jacobian(unconstrained, value)
+            log_prior.append(total + self._total(site["scale"] * log_det, num))
+            gained = unconstrained.dim() - value.dim()
+            vectors.append(self._vectors(unconstrained, event_dim + gained, num))
+            scales[name] = site["scale"]
+        scale = next(iter(scales.values()))
+        if any(isinstance(s, Tensor) or s != scale for s in scales.values()):
+            raise ValueError(
+                f"Adversarial: expected latents with one scale; got {scales}. Write: "
+                "poutine.scale around the observed sites only."
+            )
+        elements = max(v.shape[1] for v in vectors)
+        z = torch.cat([v.expand(num, elements, -1) for v in vectors], -1)
+        seen = [d.expand(num, elements, -1).to(z.dtype) for d in data]
+        zero = z.new_zeros(num)
+        return Draws(
+            z,
+            torch.cat([z.new_zeros(num, elements, 0), *seen], -1),
+            torch.stack([zero, *log_likelihood]).sum(0),
+            torch.stack([zero, *log_prior]).sum(0),
+            scale,
+        )
+
+    def _total(self, log_prob: Any, num: int) -> Tensor:
+        """Sum over everything but the draws."""
+        log_prob = torch.as_tensor(log_prob)
+        drawn = num > 1 and log_prob.dim() > self._structure.nesting
+        return log_prob.reshape(num, -1).sum(-1) if drawn else log_prob.sum().expand(num)
+
+    def _vectors(self, value: Tensor, event_dim: int, num: int) -> Tensor:
+        """Return ``(K or 1, elements, rest)``; all dims but the kept plates go into the rest."""
+        nesting = self._structure.nesting
+        shape = value.shape[: value.dim() - event_dim]
+        lead = num if num > 1 and len(shape) > nesting else 1
+        own = tuple(shape[max(len(shape) - nesting, 0) :])
+        plates = (1,) * (nesting - len(own)) + own
+        value = value.reshape((lead, *plates, -1))
+        kept = [1 + axis for axis in self._axes]
+        others = [axis for axis in range(1, value.dim()) if axis not in kept]
+        value = value.permute(0, *kept, *others).flatten(1 + len(kept))
+        return value.reshape(lead, -1, value.shape[-1])
+
+
+def _uncoupled(structure: Structure, pair: Pair) -> Structure:
+    """Return the plates that are independent by the prior too, which is looked at as a guide."""
+    if not structure.local:
+        return structure
+
+    def prior(*args: Any, **kwargs: Any) -> Any:
+        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]):
+            return pair.model(*args, **kwargs)
+
+    found = discover(
+        Pair(pair.model, prior, pair.args, pair.kwargs), joint=False, rerun="no", many=False
+    )
+    for index in reversed(range(len(structure.local))):
+        if structure.members[index] not in found.structure.members:
+            structure = structure.without(index)
+    return structure

@@ -1,0 +1,105 @@
+"""What a critic climbs, and how its output becomes a log ratio."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_ext.ratio.conjugate import DIVERGENCES
+from pyro_ext.ratio.divergences import dv, infonce, jsd, log_mean_exp, nwj
+
+__all__ = ["BOUNDS", "Bound", "Objective"]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A bound of a divergence, as a thing to climb.
+
+    Args:
+        value: From outputs on samples of p and of q to the bound.
+        offset: What to subtract from the best output to get log p/q; None if that is a constant
+            that the bound leaves free.
+    """
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    offset: float | None = 0.0
+
+
+BOUNDS = {
+    "jsd": Bound(jsd),
+    "nwj": Bound(nwj, offset=1.0),
+    "dv": Bound(dv, offset=None),
+    "infonce": Bound(infonce, offset=None),
+    **{f"f:{name}": Bound(divergence.bound) for name, divergence in DIVERGENCES.items()},
+}
+
+
+class Objective:
+    r"""A bound with its memory: the running mean of e^T under q that ``dv`` and ``infonce`` need.
+
+    Args:
+        bound: Name of a bound: ``"jsd"``, ``"nwj"``, ``"dv"``, ``"infonce"``, or ``"f:"`` and the
+            name of an f-divergence.
+        decay: Share of the old in the running mean at each step.
+
+    Raises:
+        ValueError: If the bound is unknown.
+
+    Example:
+        >>> Objective("nwj").log_ratio(torch.tensor([1.0]))
+        tensor([0.])
+    """
+
+    def __init__(self, bound: str = "jsd", *, decay: float = 0.99) -> None:
+        if bound not in BOUNDS:
+            raise ValueError(
+                f"ratio: expected bound to be one of {list(BOUNDS)}; got {bound!r}. "
+                "Write: bound='jsd'."
+            )
+        self.bound, self.decay = bound, decay
+        self.log_average: Tensor | None = None
+
+    def __call__(
+        self, t_p: Float[Tensor, " num_p"], t_q: Float[Tensor, " num_q"]
+    ) -> Float[Tensor, ""]:
+        """Return the bound to climb, and update the running mean.
+
+        Args:
+            t_p: Outputs on samples of p, shape ``(num_p,)``.
+            t_q: Outputs on samples of q, shape ``(num_q,)``.
+        """
+        if BOUNDS[self.bound].offset is None:
+            self._remember(log_mean_exp(t_q.detach()))
+        if self.bound == "dv":
+            return dv(t_p, t_q, self.log_average)
+        return BOUNDS[self.bound].value(t_p, t_q)
+
+    def log_ratio(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
+        """Return log p/q from the critic's output.
+
+        Args:
+            t: Outputs, shape ``batch``.
+        """
+        offset = BOUNDS[self.bound].offset
+        if offset is not None:
+            return t - offset
+        return t if self.log_average is None else t - self.log_average
+
+    def settle(self, t_q: Float[Tensor, " num_q"]) -> None:
+        """Replace the running mean by the mean of many samples, once the critic stays still.
+
+        Args:
+            t_q: Outputs on samples of q, shape ``(num_q,)``.
+        """
+        if BOUNDS[self.bound].offset is None:
+            self.log_average = log_mean_exp(t_q.detach())
+
+    def _remember(self, new: Tensor) -> None:
+        if self.log_average is None:
+            self.log_average = new
+            return
+        old = self.log_average + math.log(self.decay)
+        self.log_average = torch.logaddexp(old, new + math.log1p(-self.decay))

@@ -1,0 +1,88 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from implicit_cases import XS, Guide, X, model
+
+import pyro_ext as px
+
+
+def mixed_homes(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mu, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def bernoulli(x):
+    loc = pyro.param("loc", torch.tensor(0.3))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Bernoulli(logits=loc + z), obs=(x > 0).double())
+
+
+def masked(x):
+    with pyro.plate("data", len(x)):
+        with pyro.poutine.mask(mask=x > 0):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def tempered(x):
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with pyro.poutine.scale(scale=0.5):
+        b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(a + b, 1.0), obs=x.sum())
+
+
+def two_latents(x):
+    a, b = (pyro.sample(name, dist.Normal(0.0, 1.0)) for name in "ab")
+    pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
+
+
+def step(target, guide=None, **options):
+    guide = guide or px.AutoJoint(target)
+    px.Adversarial(4, warmup=0, **options).loss_and_grads(target, guide, XS)
+
+
+def two_pairs():
+    loss = px.Adversarial(4, warmup=0)
+    loss.loss_and_grads(model, px.AutoJoint(model), X)
+    loss.loss_and_grads(two_latents, px.AutoJoint(two_latents), X)
+
+
+ERRORS = {
+    "contrast": (lambda: px.Adversarial(contrast="none"), r"expected contrast .*'adaptive'"),
+    "bound": (lambda: px.Adversarial(bound="none"), r"expected bound to be one of"),
+    "homes": (
+        lambda: step(mixed_homes, px.AutoAmortized(mixed_homes, lambda x: x.unsqueeze(-1))),
+        r"sites \['mu'\] are outside, .*Write: px\.Adversarial\(joint=True\)",
+    ),
+    "no gradient for the model": (
+        lambda: step(bernoulli, Guide(), contrast="joint"),
+        r"expected data that the model draws by reparameterization.*contrast='prior'",
+    ),
+    "mask": (lambda: step(masked, Guide()), r"without a mask; site 'z' has one"),
+    "scales": (lambda: step(tempered), r"expected latents with one scale; got .*poutine\.scale"),
+    "untrained": (
+        lambda: px.Adversarial().loss(model, Guide(), X),
+        r"expected a critic that was trained.*Write: loss\.evaluate",
+    ),
+    "another pair": (two_pairs, r"expected the pair that the critic was trained for, with 1"),
+    "site": (
+        lambda: step(model, lambda x: pyro.sample("y", dist.Normal(0.0, 1.0))),
+        r"site 'z' is latent in the model, but the guide does not sample it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_joint_option_takes_latents_in_and_out_of_the_plate():
+    guide = px.AutoAmortized(mixed_homes, lambda x: x.unsqueeze(-1))
+    step(mixed_homes, guide, joint=True)

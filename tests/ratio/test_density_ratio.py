@@ -1,0 +1,224 @@
+import math
+from functools import partial
+
+import pytest
+import torch
+from scipy.stats import norm
+from torch.distributions import Independent, Normal, kl_divergence
+
+from pyro_ext import ratio as pr
+from pyro_ext.ratio.samples import Samples
+from pyro_ext.ratio.telescope import BRIDGES
+
+CHANCE = norm.isf(0.5e-6)
+CLOSE = 0.05  # share of the KL divergence that a fit may miss
+ADAM = partial(torch.optim.Adam, lr=0.03)
+EVERY_BOUND = pytest.mark.parametrize("bound", ["jsd", "nwj", "dv", "infonce", "f:hellinger"])
+
+
+def pair(dim):
+    """Normals with KL(p‖q) near 1/2, whatever the dimension."""
+    loc, scale = torch.full((dim,), dim**-0.5), torch.linspace(0.8, 1.1, dim)
+    return (
+        Independent(Normal(loc, scale), 1),
+        Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1),
+    )
+
+
+def sampler(distribution):
+    return lambda num: distribution.sample((num,))
+
+
+def fitted(p, q, critic, *, bound="jsd", optim=ADAM, num_steps=600, **options):
+    ratio = pr.DensityRatio(critic, bound=bound, optim=optim)
+    ratio.fit(sampler(p), sampler(q), num_steps=num_steps, seed=0, **options)
+    return ratio
+
+
+@EVERY_BOUND
+def test_every_bound_finds_the_ratio_of_normals(bound):
+    p, q = pair(2)
+    ratio = fitted(p, q, pr.QuadraticCritic(2), bound=bound, batch_size=512)
+    exact = float(kl_divergence(p, q))
+    for method in ("plug-in", "nwj", "dv"):
+        found = ratio.kl(method=method)
+        assert abs(found.value - exact) < CLOSE * exact + CHANCE * found.se
+    x = p.sample((5000,))
+    error = ratio.log_ratio(x).detach() - (p.log_prob(x) - q.log_prob(x))
+    assert float(error.square().mean().sqrt()) < 0.2
+
+
+@pytest.mark.parametrize("dim", [1, 5, 20])
+@pytest.mark.parametrize("critic", ["quadratic", "network"])
+def test_normals_in_many_dimensions(dim, critic):
+    p, q = pair(dim)
+    if critic == "quadratic":
+        ratio = fitted(p, q, pr.QuadraticCritic(dim), batch_size=512)
+    else:
+        adam = partial(torch.optim.Adam, lr=3e-3)
+        ratio = fitted(p, q, pr.MLPCritic(dim), optim=adam, num_steps=400)
+    exact = float(kl_divergence(p, q))
+    lower = ratio.kl(method="nwj")
+    assert lower.value < exact + CHANCE * lower.se
+    assert lower.value > exact * (1 - 3 * CLOSE) - CHANCE * lower.se
+    x_p, x_q = p.sample((10_000,)), q.sample((10_000,))
+    best = pr.jsd(p.log_prob(x_p) - q.log_prob(x_p), p.log_prob(x_q) - q.log_prob(x_q))
+    assert abs(ratio.js().value - float(best)) < 2 * CHANCE * ratio.js().se
+
+
+def test_tensors_are_split_and_the_held_out_rows_stay_unseen():
+    rows = torch.arange(20.0).unsqueeze(-1)
+    samples = Samples(rows, "p", held_out=0.25, num_held_out=99)
+    seen = {float(x) for x in samples.batch(5000)}
+    held = {float(x) for x in samples.held_out}
+    assert len(held) == 5
+    assert seen | held == set(range(20))
+    assert not seen & held
+
+
+def test_fit_on_tensors():
+    p, q = pair(2)
+    ratio = pr.DensityRatio(pr.QuadraticCritic(2), optim=ADAM)
+    ratio.fit(p.sample((20_000,)), q.sample((15_000,)), num_steps=500, seed=1)
+    found, exact = ratio.kl(), float(kl_divergence(p, q))
+    assert found.num_samples == 3000
+    assert abs(found.value - exact) < CLOSE * exact + CHANCE * found.se
+
+
+def test_overfitting_shows_on_held_out_samples():
+    """p = q: the bound climbs on 40 rows, while the held-out estimate knows better."""
+    x = torch.randn(100, 10)
+    ratio = pr.DensityRatio(pr.MLPCritic(10), optim=partial(torch.optim.Adam, lr=1e-2))
+    ratio.fit(x[:50], x[50:], num_steps=300, seed=0)
+    assert ratio.bounds[-1] > 0.5
+    assert ratio.js().value < 0.1
+
+
+def test_density_and_weights():
+    p, q = pair(1)
+    ratio = fitted(p, q, pr.QuadraticCritic(1))
+    x = q.sample((4000,))
+    log_f1 = ratio.density(x, q.log_prob(x))
+    torch.testing.assert_close(log_f1, q.log_prob(x) + ratio.log_ratio(x))
+    weights = ratio.weights(x)
+    assert float(weights.sum()) == pytest.approx(1)
+    torch.testing.assert_close(weights, torch.softmax(ratio.log_ratio(x).detach(), 0))
+    grid = torch.linspace(-9, 9, 2001).unsqueeze(-1)
+    density = ratio.density(grid, q.log_prob(grid), normalized=True).detach().exp()
+    assert abs(float(density.sum()) * 18 / 2000 - 1) < CHANCE * math.sqrt(0.5 / 10_000) + 0.01
+
+
+def test_normalized_ratio_has_mean_one_on_the_held_out_samples():
+    p, q = pair(1)
+    ratio = fitted(p, q, pr.QuadraticCritic(1), num_steps=3)
+    _, x_q = ratio._held_out
+    assert float(ratio.log_ratio(x_q, normalized=True).exp().mean()) == pytest.approx(1)
+
+
+def test_saturation_warns():
+    far = Independent(Normal(torch.full((20,), 3.0), torch.ones(20)), 1)
+    ratio = fitted(far, pair(20)[1], pr.QuadraticCritic(20))
+    with pytest.warns(pr.RatioWarning, match=r"hardly overlap .*TelescopingRatio"):
+        found = ratio.kl()
+    assert found.doubts
+    assert ratio.report().auc == pytest.approx(1)
+
+
+@pytest.mark.parametrize("bridge", BRIDGES)
+def test_telescoping_ratio_of_normals(bridge):
+    p, q = pair(2)
+    make = partial(pr.QuadraticCritic, 2)
+    if bridge == "mixture":  # the log ratio of mixtures is no quadratic
+        make = partial(pr.MLPCritic, 2, hidden=(32,))
+    ratio = pr.TelescopingRatio(make, num_ratios=3, bridge=bridge, optim=partial(ADAM, lr=0.01))
+    ratio.fit(sampler(p), sampler(q), num_steps=400, batch_size=256, seed=0)
+    found, exact = ratio.kl(), float(kl_divergence(p, q))
+    assert abs(found.value - exact) < 2 * CLOSE * exact + CHANCE * found.se
+
+
+def test_telescoping_ratio_reaches_farther_than_a_single_one():
+    p = Independent(Normal(torch.zeros(10), 0.1 * torch.ones(10)), 1)
+    q = pair(10)[1]
+    exact = float(kl_divergence(p, q))
+    make = partial(pr.QuadraticCritic, 10)
+    adam = partial(torch.optim.Adam, lr=0.1)
+    single = pr.DensityRatio(make(), optim=adam)
+    chain = pr.TelescopingRatio(make, num_ratios=6, optim=adam)
+    x = p.sample((4000,))
+    for ratio in (single, chain):
+        ratio.fit(sampler(p), sampler(q), num_steps=500, seed=0)
+    single_error, chain_error = (
+        abs(float(ratio.log_ratio(x).detach().mean()) - exact) for ratio in (single, chain)
+    )
+    assert single_error > 0.5 * exact
+    with pytest.warns(pr.RatioWarning, match="beyond log .*more ratios and more samples"):
+        chain.kl()
+    assert chain_error < 0.25 * exact
+
+
+@pytest.mark.parametrize("num_ratios", [1, 4])
+def test_waymarks_begin_with_p_and_end_with_q(num_ratios):
+    x_p, x_q = torch.randn(50, 3) + 9, torch.randn(50, 3)
+    for make in BRIDGES.values():
+        marks = make(x_p, x_q, num_ratios)
+        assert len(marks) == num_ratios + 1
+        torch.testing.assert_close(marks[0], x_p)
+        torch.testing.assert_close(marks[-1], x_q)
+    for mark in BRIDGES["mixture"](x_p, x_q, num_ratios)[1:-1]:
+        is_p, is_q = (mark == x_p).all(-1), (mark == x_q).all(-1)
+        assert (is_p ^ is_q).all()
+
+
+def test_linear_waymarks_keep_the_variance():
+    mark = BRIDGES["linear"](torch.eye(4), 2 * torch.eye(4), 3)[1]
+    torch.testing.assert_close(mark, (0.75**0.5 + 2 * 0.5) * torch.eye(4))
+
+
+def test_same_seed_same_fit_and_the_callers_random_state_stays():
+    p, q = pair(1)
+    state = torch.get_rng_state()
+    first, second = (fitted(p, q, pr.QuadraticCritic(1), num_steps=20) for _ in range(2))
+    assert first.bounds == second.bounds
+    assert torch.equal(state, torch.get_rng_state())
+
+
+ERRORS = {
+    "bridge": (
+        lambda: pr.TelescopingRatio(lambda: pr.QuadraticCritic(1), bridge="line"),
+        r"expected bridge to be one of .* Write: bridge='linear'",
+    ),
+    "num_ratios": (
+        lambda: pr.TelescopingRatio(lambda: pr.QuadraticCritic(1), num_ratios=0),
+        r"expected num_ratios >= 1; got 0\. Write: num_ratios=4",
+    ),
+    "shape": (
+        lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(torch.randn(9), torch.randn(9, 1)),
+        r"expected samples of p as floats of shape \(num, dim\); got .*\(9,\)\. Write: p\.reshape",
+    ),
+    "sizes": (
+        lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(torch.randn(9, 2), torch.randn(9, 1)),
+        r"expected samples of one size; got 2 numbers .* and 1 ",
+    ),
+    "held out": (
+        lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(
+            torch.randn(9, 1), torch.randn(9, 1), held_out=1.0
+        ),
+        r"expected held_out in \(0, 1\); got 1\.0\. Write: held_out=0\.2",
+    ),
+    "few": (
+        lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(torch.randn(3, 1), torch.randn(9, 1)),
+        r"expected at least two rows of p .* got 3 in all\. Pass more",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name):
+    call, message = ERRORS[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_unfitted():
+    with pytest.raises(RuntimeError, match=r"expected a fitted ratio.*Write: ratio\.fit\(p, q\)"):
+        pr.DensityRatio(pr.QuadraticCritic(1)).kl()

@@ -4,10 +4,13 @@ from pyro_ext import bounds as bounds
 from pyro_ext.autoguide import AutoAmortized as AutoAmortized
 from pyro_ext.autoguide import AutoJoint as AutoJoint
 from pyro_ext.autoguide import AutoPerDatapoint as AutoPerDatapoint
+from pyro_ext.diagnostics import Annealing as Annealing
 from pyro_ext.diagnostics import Comparison as Comparison
 from pyro_ext.diagnostics import Estimate as Estimate
 from pyro_ext.diagnostics import Evidence as Evidence
 from pyro_ext.diagnostics import KHat as KHat
+from pyro_ext.diagnostics import ais as ais
+from pyro_ext.diagnostics import bdmc as bdmc
 from pyro_ext.diagnostics import compare as compare
 from pyro_ext.diagnostics import evidence as evidence
 from pyro_ext.diagnostics import from_draws as from_draws

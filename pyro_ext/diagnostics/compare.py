@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint
 from pyro_ext.diagnostics import plots
+from pyro_ext.diagnostics._estimates import Estimate
 from pyro_ext.diagnostics._passes import inspect, progress
 from pyro_ext.diagnostics._reference import Reference, distance, to_reference
 from pyro_ext.diagnostics._result import Result
@@ -19,7 +20,7 @@ from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
 from pyro_ext.diagnostics._types import DataFrame, DataTree, Figure
 from pyro_ext.diagnostics._verdict import behind_best, choice, sentence, short
 from pyro_ext.diagnostics.datatree import to_datatree
-from pyro_ext.diagnostics.evidence import Estimate, Evidence, evidence
+from pyro_ext.diagnostics.evidence import Evidence, evidence
 
 __all__ = ["Comparison", "compare"]
 

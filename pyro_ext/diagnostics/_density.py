@@ -12,8 +12,8 @@ from torch.distributions.utils import _sum_rightmost
 
 from pyro_ext._checks import Pair
 from pyro_ext._discover import discover
-from pyro_ext._run import Mode, run_pair
-from pyro_ext._terms import Particles, make_terms, site_log_prob
+from pyro_ext._run import Mode, Traces, run_pair
+from pyro_ext._terms import Particles, Term, make_terms, site_log_prob
 from pyro_ext.structure import is_random, sample_sites
 
 __all__ = ["Density", "Point"]
@@ -51,6 +51,20 @@ class Density:
         self.structure = discover(self.pair, joint=joint, rerun="no", many=True).structure
         local = self.structure.local
         self.dims = () if not local else tuple(dim for _, dim in local[0])
+
+    def run(self, num: int) -> tuple[Traces, Term]:
+        """Run guide and model; return their traces, and the log weights.
+
+        Args:
+            num: Number of particles, at least 2.
+        """
+        return self._run(self.pair, num)
+
+    def _run(self, pair: Pair, num: int) -> tuple[Traces, Term]:
+        particles = Particles(num, 1)
+        traces = run_pair(pair, self.structure, particles, Mode())
+        (term,) = make_terms(traces.model, traces.guide, self.structure, particles, traces.paths)
+        return traces, term
 
     def draw(self, num: int) -> tuple[Point, dict[str, Tensor]]:
         """Return draws of the guide, unconstrained, and the constrained latents of the model.
@@ -92,10 +106,7 @@ class Density:
         num = len(next(iter(point.values())))
         at = _At(point)
         pair = Pair(self.pair.model, at(self.pair.guide), self.pair.args, self.pair.kwargs)
-        traces = run_pair(pair, self.structure, Particles(num, 1), Mode())
-        (term,) = make_terms(
-            traces.model, traces.guide, self.structure, Particles(num, 1), traces.paths
-        )
+        traces, term = self._run(pair, num)
         log_q = torch.zeros_like(term.log_w)
         for name, site in sample_sites(traces.guide):
             if name in point:

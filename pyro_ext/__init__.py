@@ -5,6 +5,7 @@ from pyro_ext.autoguide import AutoAmortized as AutoAmortized
 from pyro_ext.autoguide import AutoJoint as AutoJoint
 from pyro_ext.autoguide import AutoPerDatapoint as AutoPerDatapoint
 from pyro_ext.diagnostics import Annealing as Annealing
+from pyro_ext.diagnostics import Calibration as Calibration
 from pyro_ext.diagnostics import Comparison as Comparison
 from pyro_ext.diagnostics import Distances as Distances
 from pyro_ext.diagnostics import Elements as Elements
@@ -26,6 +27,7 @@ from pyro_ext.diagnostics import k_hat_joint as k_hat_joint
 from pyro_ext.diagnostics import k_hat_per_datapoint as k_hat_per_datapoint
 from pyro_ext.diagnostics import nuts as nuts
 from pyro_ext.diagnostics import rates as rates
+from pyro_ext.diagnostics import sbc as sbc
 from pyro_ext.diagnostics import to_datatree as to_datatree
 from pyro_ext.families import Diagonal as Diagonal
 from pyro_ext.families import Family as Family

@@ -5,6 +5,8 @@ from pyro_ext.diagnostics._estimates import Estimate as Estimate
 from pyro_ext.diagnostics.annealing import Annealing as Annealing
 from pyro_ext.diagnostics.annealing import ais as ais
 from pyro_ext.diagnostics.annealing import bdmc as bdmc
+from pyro_ext.diagnostics.calibration import Calibration as Calibration
+from pyro_ext.diagnostics.calibration import sbc as sbc
 from pyro_ext.diagnostics.compare import Comparison as Comparison
 from pyro_ext.diagnostics.compare import compare as compare
 from pyro_ext.diagnostics.datatree import from_draws as from_draws

@@ -22,9 +22,12 @@ from pyro_ext.diagnostics import evidence as evidence
 from pyro_ext.diagnostics import from_draws as from_draws
 from pyro_ext.diagnostics import from_mcmc as from_mcmc
 from pyro_ext.diagnostics import gaps as gaps
+from pyro_ext.diagnostics import importance_resample as importance_resample
 from pyro_ext.diagnostics import k_hat as k_hat
 from pyro_ext.diagnostics import k_hat_joint as k_hat_joint
 from pyro_ext.diagnostics import k_hat_per_datapoint as k_hat_per_datapoint
+from pyro_ext.diagnostics import loo as loo
+from pyro_ext.diagnostics import marginal_log_likelihood as marginal_log_likelihood
 from pyro_ext.diagnostics import nuts as nuts
 from pyro_ext.diagnostics import rates as rates
 from pyro_ext.diagnostics import sbc as sbc

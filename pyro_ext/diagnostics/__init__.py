@@ -23,5 +23,8 @@ from pyro_ext.diagnostics.khat import k_hat as k_hat
 from pyro_ext.diagnostics.khat import k_hat_joint as k_hat_joint
 from pyro_ext.diagnostics.khat import k_hat_per_datapoint as k_hat_per_datapoint
 from pyro_ext.diagnostics.nuts import nuts as nuts
+from pyro_ext.diagnostics.predictive import importance_resample as importance_resample
+from pyro_ext.diagnostics.predictive import loo as loo
+from pyro_ext.diagnostics.predictive import marginal_log_likelihood as marginal_log_likelihood
 from pyro_ext.diagnostics.rates import Rates as Rates
 from pyro_ext.diagnostics.rates import rates as rates

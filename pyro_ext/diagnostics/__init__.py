@@ -7,8 +7,8 @@ from pyro_ext.diagnostics.annealing import ais as ais
 from pyro_ext.diagnostics.annealing import bdmc as bdmc
 from pyro_ext.diagnostics.calibration import Calibration as Calibration
 from pyro_ext.diagnostics.calibration import sbc as sbc
-from pyro_ext.diagnostics.compare import Comparison as Comparison
 from pyro_ext.diagnostics.compare import compare as compare
+from pyro_ext.diagnostics.comparison import Comparison as Comparison
 from pyro_ext.diagnostics.datatree import from_draws as from_draws
 from pyro_ext.diagnostics.datatree import from_mcmc as from_mcmc
 from pyro_ext.diagnostics.datatree import to_datatree as to_datatree

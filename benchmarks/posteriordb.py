@@ -40,7 +40,7 @@ def ark(d):
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
     past = torch.stack([y[order - k - 1 : len(y) - k - 1] for k in range(order)], -1)
     with pyro.plate("data", len(y) - order):
-        mean = alpha + (past * beta.unsqueeze(-2)).sum(-1)
+        mean = alpha + (past * beta).sum(-1)
         pyro.sample("y", dist.Normal(mean, sigma), obs=y[order:])
 
 
@@ -65,7 +65,7 @@ def blr(d):
     beta = pyro.sample("beta", dist.Normal(torch.zeros(x.shape[1]), 10.0).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfNormal(10.0))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal((x * beta.unsqueeze(-2)).sum(-1), sigma), obs=y)
+        pyro.sample("y", dist.Normal((x * beta).sum(-1), sigma), obs=y)
 
 
 def gp(d):
@@ -90,8 +90,6 @@ def mixture(d):
     theta = pyro.sample("theta", dist.Beta(5.0, 5.0))
     with pyro.plate("data", len(d["y"])):
         weights = torch.stack([theta, 1 - theta], -1)
-        if mu.dim() > 1:
-            weights = weights.squeeze(-2).unsqueeze(-2)
         parts = dist.Normal(mu, sigma)
         mixed = dist.MixtureSameFamily(dist.Categorical(weights), parts)
         pyro.sample("y", mixed, obs=d["y"])
@@ -105,7 +103,7 @@ def regression(x, y, sigma):
     b = pyro.sample("beta", flat_normal(x.shape[1]))
     sigma = pyro.sample("sigma", sigma)
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal((x * b.unsqueeze(-2)).sum(-1), sigma), obs=y)
+        pyro.sample("y", dist.Normal((x * b).sum(-1), sigma), obs=y)
 
 
 FLAT_POSITIVE = dist.LogNormal(0.0, 1.0).mask(mask=False)

@@ -49,14 +49,15 @@ class Elements:
         return Estimate(total.value / num, total.se / num)
 
 
-def ladder_sizes(num_particles: int) -> list[int]:
-    """Return the powers of ten below a number of particles, and it.
+def ladder_sizes(num_draws: int, num_particles: int) -> list[int]:
+    """Return the powers of ten up to a number of draws, and a number of particles.
 
     Args:
-        num_particles: The largest.
+        num_draws: The largest possible.
+        num_particles: To be among them.
     """
-    powers = range(math.ceil(math.log10(num_particles)) if num_particles > 1 else 0)
-    return [*(10**power for power in powers), num_particles]
+    powers = (10**power for power in range(len(str(num_draws))))
+    return sorted({*powers, num_particles})
 
 
 def mean(samples: Tensor) -> Elements:
@@ -90,7 +91,7 @@ def estimates(
         num_particles: K of the IWAE bound.
     """
     log_w = log_w.double()
-    ladder = {size: _iwae(log_w, size) for size in ladder_sizes(num_particles)}
+    ladder = {size: _iwae(log_w, size) for size in ladder_sizes(len(log_w), num_particles)}
     sets = _sets(log_w, num_particles)
     upper = cubo(log_w)
     found = {

@@ -40,6 +40,9 @@ def ladder(results: Mapping[str, Result], exact_evidence: float | None) -> Figur
     if exact_evidence is not None:
         axes.axhline(exact_evidence, color="black", linewidth=1, label="exact log evidence")
     axes.set_xscale("log")
+    sizes = sorted({size for result in results.values() for size in result.evidence.ladder})
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("particles K")
     axes.set_ylabel("nats")
     axes.set_title("Importance-weighted bounds: K = 1 is the ELBO", fontsize=11)
@@ -139,9 +142,10 @@ def rank_ecdf(results: Mapping[str, Result]) -> Figure:
             smallest = len(flat) if smallest is None else min(smallest, len(flat))
             steps = (np.arange(len(flat)) + 0.5) / len(flat)
             for column in range(flat.shape[1]):
+                places = np.concatenate([[0.0], flat[:, column], [1.0]])
                 axes.plot(
-                    flat[:, column],
-                    steps - flat[:, column],
+                    places,
+                    np.concatenate([[0.0], steps, [1.0]]) - places,
                     color=color(index),
                     linewidth=1.2,
                     alpha=0.8,

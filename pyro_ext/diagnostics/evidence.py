@@ -37,7 +37,7 @@ class Evidence:
         jackknife: The IWAE bound with its bias of order 1/K removed; no bound. None if K is 1.
         cubo: χ upper bound of order 2, from all draws; its own estimate is biased downwards, and
             without k-hat below 0.5 it is not to be believed.
-        ladder: IWAE bounds by K, from 1 over powers of ten to ``num_particles``.
+        ladder: IWAE bounds by K: powers of ten up to the number of draws, and ``num_particles``.
         num_particles: K of the IWAE bound.
         num_repeats: Number of times that the IWAE bound was computed.
         per_datum: The estimates per datapoint by name, if there are local latents only; else None.

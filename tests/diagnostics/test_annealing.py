@@ -68,9 +68,9 @@ def test_every_bound_is_on_its_side_of_the_evidence(exact):
     for bound in (*found.ladder.values(), found.elbo, found.iwae):
         assert bound.value < log_p + Z_LIMIT * bound.se
     assert found.cubo.value > log_p - Z_LIMIT * found.cubo.se
-    values = [bound.value for bound in found.ladder.values()]
-    assert list(found.ladder) == [1, 10, 100, 1000]
-    assert values == sorted(values)
+    assert list(found.ladder) == [1, 10, 100, 1000, 10_000]
+    for low, high in pairwise(found.ladder.values()):
+        assert low.value < high.value + Z_LIMIT * high.se
     assert found.ladder[1].value == pytest.approx(found.elbo.value)
     for estimate in (found.log_evidence, found.jackknife, found.psis):
         assert abs(estimate.value - log_p) < Z_LIMIT * estimate.se

@@ -15,18 +15,22 @@ __all__ = ["Moves", "backward", "forward", "schedule", "stay", "tune"]
 _TARGET = 0.75
 _GAIN = 0.3
 _WARM_UP = 20
-_SHARPNESS = 4.0
+_POWER = 5
 _MIN_SCALE = 1e-3
+_DIVERGENCE = 1e3  # a fall of the log density that no step from a typical point makes
 
 
 def schedule(num: int) -> list[float]:
-    """Return inverse temperatures from 0 to 1, densest at both ends.
+    r"""Return inverse temperatures from 0 to 1, each a nearly constant factor above the last.
+
+    A log likelihood varies in proportion to 1 / β, so that equal ratios make equal noise.
+
+    .. math:: \beta_t = (t / T)^5
 
     Args:
-        num: Number of steps between them.
+        num: Number T of steps between them.
     """
-    raw = torch.sigmoid(torch.linspace(-_SHARPNESS, _SHARPNESS, num + 1, dtype=torch.float64))
-    return ((raw - raw[0]) / (raw[-1] - raw[0])).tolist()
+    return [(step / num) ** _POWER for step in range(num + 1)]
 
 
 @dataclass(frozen=True)
@@ -155,19 +159,30 @@ def _move(
     momentum = {name: torch.randn_like(value) for name, value in point.items()}
     before = start - _kinetic(density, momentum, num)
     proposal, moving = point, momentum
+    sound = torch.ones_like(start, dtype=torch.bool)
     for _ in range(num_leapfrog):
         moving = {n: p + 0.5 * sizes[n] * gradient[n] for n, p in moving.items()}
-        proposal = {n: u + sizes[n] * moving[n] for n, u in proposal.items()}
-        end, gradient = _value_and_gradient(density, proposal, beta)
+        moved = {n: u + sizes[n] * moving[n] for n, u in proposal.items()}
+        end, gradient = _value_and_gradient(density, moved, beta)
+        sound &= end > start - _DIVERGENCE
+        # A trajectory that diverges stops where it was, and is rejected.
+        proposal = _where(density, sound, moved, proposal)
+        still = {n: torch.zeros_like(g) for n, g in gradient.items()}
+        gradient = _where(density, sound, gradient, still)
         moving = {n: p + 0.5 * sizes[n] * gradient[n] for n, p in moving.items()}
     after = end - _kinetic(density, moving, num)
-    rate = (after - before).exp().clamp(max=1.0).nan_to_num(0.0)
+    rate = torch.where(sound, (after - before).exp().clamp(max=1.0).nan_to_num(0.0), 0.0)
     accept = torch.rand_like(rate) < rate
-    kept = {
-        name: torch.where(density.spread(accept, density.event_dim(u)), proposal[name], u)
-        for name, u in point.items()
-    }
+    kept = _where(density, accept, proposal, point)
     return kept, rate
+
+
+def _where(density: Density, condition: Tensor, left: Point, right: Point) -> Point:
+    """Return one point's values for the elements for which a condition holds, else another's."""
+    return {
+        name: torch.where(density.spread(condition, density.event_dim(u)), left[name], u)
+        for name, u in right.items()
+    }
 
 
 def _value_and_gradient(density: Density, point: Point, beta: float) -> tuple[Tensor, Point]:
@@ -189,4 +204,6 @@ def _kinetic(density: Density, momentum: Point, num: int) -> Tensor:
 
 
 def _width(value: Tensor) -> Tensor:
-    return value.std(0, keepdim=True)
+    """Return the sd of each coordinate from its quartiles: chains that are stuck count little."""
+    low, high = value.flatten(1).quantile(value.new_tensor([0.25, 0.75]), dim=0)
+    return ((high - low) / 1.349).clamp(min=1e-8).reshape(1, *value.shape[1:])

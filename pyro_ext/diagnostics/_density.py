@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -106,11 +107,13 @@ class Density:
         num = len(next(iter(point.values())))
         at = _At(point)
         pair = Pair(self.pair.model, at(self.pair.guide), self.pair.args, self.pair.kwargs)
-        traces, term = self._run(pair, num)
-        log_q = torch.zeros_like(term.log_w)
-        for name, site in sample_sites(traces.guide):
-            if name in point:
-                log_q = log_q + self.collect(site_log_prob(site) + at.log_dets[name], num)
+        # A trajectory may leave the numbers that can be represented: it is rejected, no error.
+        with pyro.validation_enabled(is_validate=False):
+            traces, term = self._run(pair, num)
+            log_q = torch.zeros_like(term.log_w)
+            for name, site in sample_sites(traces.guide):
+                if name in point:
+                    log_q = log_q + self.collect(site_log_prob(site) + at.log_dets[name], num)
         return log_q, term.log_w
 
     def collect(self, values: Tensor, num: int) -> Tensor:

@@ -195,6 +195,21 @@ def test_a_support_of_another_shape():
     assert abs(found.log_evidence.value - exact) < Z_LIMIT * found.log_evidence.se
 
 
+def test_trajectories_that_leave_the_support_are_rejected():
+    x = 5 + 0.3 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        scale = pyro.sample("scale", dist.HalfNormal(10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, scale), obs=x)
+
+    # Far from the data at a small scale the gradient is huge: a step of it overflows.
+    found = px.ais(model, model, x, start="prior", num_chains=20, seed=0)
+    assert found.log_weights.isfinite().all()
+    assert 0.5 < found.acceptance < 0.9
+
+
 def test_schedule_rises_from_zero_to_one():
     betas = schedule(10)
     assert betas[0] == 0

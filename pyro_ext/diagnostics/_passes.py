@@ -17,7 +17,16 @@ from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import sample_sites
 from pyro_ext.weights import LogWeights, log_weights
 
-__all__ = ["Layout", "inspect", "joint_weights", "local_weights", "particles_per_pass", "progress"]
+__all__ = [
+    "Layout",
+    "inspect",
+    "joint_weights",
+    "local_weights",
+    "only_rows",
+    "pairs_per_pass",
+    "particles_per_pass",
+    "progress",
+]
 
 _SCALARS = 2**22
 _MIN_ROWS = 16
@@ -113,7 +122,7 @@ def particles_per_pass(layout: Layout, chunk_size: int | None) -> int:
         layout: Layout of the target.
         chunk_size: Largest number of (particle, row) pairs; None for the default.
     """
-    return max(1, _pairs(layout, chunk_size) // layout.size)
+    return max(1, pairs_per_pass(layout, chunk_size) // layout.size)
 
 
 def local_weights(
@@ -129,7 +138,7 @@ def local_weights(
         num: Number of particles.
         chunk_size: Largest number of (particle, row) pairs at a time.
     """
-    pairs = _pairs(layout, chunk_size)
+    pairs = pairs_per_pass(layout, chunk_size)
     rows = layout.size
     if layout.rows is not None:
         rows = min(layout.size, max(pairs // num, 1 if layout.has_globals else _MIN_ROWS))
@@ -153,7 +162,7 @@ def progress(total: int, what: str) -> "tqdm[Any]":
 
 
 def _local_pass(target: Target, layout: Layout, chunk: Tensor, count: int) -> Tensor:
-    with _only_rows(target, layout, chunk) as (args, kwargs):
+    with only_rows(target, layout, chunk) as (args, kwargs):
         weights = log_weights(target.model, target.guide, *args, num_particles=count, **kwargs)
     local = [term.log_w for term in weights.terms if term.plates]
     if len(local) > 1:
@@ -162,10 +171,16 @@ def _local_pass(target: Target, layout: Layout, chunk: Tensor, count: int) -> Te
 
 
 @contextmanager
-def _only_rows(
+def only_rows(
     target: Target, layout: Layout, chunk: Tensor
 ) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Yield the arguments with which model and guide see the rows of a chunk."""
+    """Yield the arguments with which model and guide see the rows of a chunk.
+
+    Args:
+        target: What will be run.
+        layout: Its layout.
+        chunk: The rows.
+    """
     args, kwargs = target.args, target.kwargs
     with ExitStack() as stack:
         if len(chunk) < layout.size:
@@ -200,7 +215,7 @@ def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
         drawn.add_node(name, **node)
     guide = poutine.replay(target.guide, trace=drawn)
     try:
-        with _only_rows(target, layout, chunk) as (args, kwargs):
+        with only_rows(target, layout, chunk) as (args, kwargs):
             alone = log_weights(target.model, guide, *args, **kwargs)
     except Exception:
         return False
@@ -213,7 +228,16 @@ def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
     )
 
 
-def _pairs(layout: Layout, chunk_size: int | None) -> int:
+def pairs_per_pass(layout: Layout, chunk_size: int | None) -> int:
+    """Return how many (particle, row) pairs go into one pass.
+
+    Args:
+        layout: Layout of the target.
+        chunk_size: What the caller asked for; None for four million scalars in the largest site.
+
+    Raises:
+        ValueError: If it is less than 1.
+    """
     if chunk_size is None:
         return max(1, _SCALARS // layout.width)
     if chunk_size < 1:

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from pyro_ext.diagnostics._reference import Distance
 from pyro_ext.diagnostics._types import DataTree
+from pyro_ext.diagnostics.calibration import Calibration
+from pyro_ext.diagnostics.distances import Distances
 from pyro_ext.diagnostics.evidence import Evidence
+from pyro_ext.diagnostics.gaps import Gaps
 
 __all__ = ["Result"]
 
@@ -20,6 +23,9 @@ class Result:
         held_out: Bounds on held-out data, if there are such and the guide can be used on them.
         seconds: Seconds of the fit, or None if not known.
         num_params: Number of the guide's parameters, or None if not known.
+        distances: All distances to the reference, if there is one.
+        gaps: Approximation and amortization gap, if asked for.
+        calibration: Ranks of simulated truths, if asked for.
     """
 
     evidence: Evidence
@@ -28,3 +34,6 @@ class Result:
     held_out: Evidence | None
     seconds: float | None
     num_params: int | None
+    distances: Distances | None = None
+    gaps: Gaps | None = None
+    calibration: Calibration | None = None

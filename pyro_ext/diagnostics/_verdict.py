@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pyro_ext.diagnostics._estimates import Estimate
 from pyro_ext.diagnostics._reference import Distance
 from pyro_ext.diagnostics._result import Result
-from pyro_ext.diagnostics.evidence import Estimate, Evidence
+from pyro_ext.diagnostics.evidence import Evidence
 
 __all__ = ["behind_best", "choice", "sentence", "short"]
 

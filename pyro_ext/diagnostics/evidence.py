@@ -1,6 +1,5 @@
 """Bounds on the evidence and an estimate of it, each with its standard error."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_ext.diagnostics._estimates import Elements, Estimate, estimates
 from pyro_ext.diagnostics._passes import (
     Layout,
     inspect,
@@ -17,41 +17,9 @@ from pyro_ext.diagnostics._passes import (
     progress,
 )
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
-from pyro_ext.diagnostics.khat import KHat, k_hat
+from pyro_ext.diagnostics.khat import KHat, smooth
 
-__all__ = ["Estimate", "Evidence", "evidence"]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A Monte Carlo estimate in nats.
-
-    Args:
-        value: The estimate.
-        se: Its standard error.
-    """
-
-    value: float
-    se: float
-
-    def __str__(self) -> str:
-        """Value ± standard error, with two digits of the error."""
-        if not math.isfinite(self.se):
-            return f"{self.value:.2f} ± {self.se}"
-        digits = 2 if self.se == 0 else min(6, max(0, 1 - math.floor(math.log10(self.se))))
-        return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
-
-
-@dataclass(frozen=True, eq=False)
-class Elements:
-    """Values and standard errors per datapoint, or of the joint weight as a scalar."""
-
-    value: Float[Tensor, " *batch"]
-    se: Float[Tensor, " *batch"]
-
-    def total(self) -> Estimate:
-        """Return the sum over independent elements."""
-        return Estimate(self.value.sum().item(), self.se.square().sum().sqrt().item())
+__all__ = ["Evidence", "evidence"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +32,15 @@ class Evidence:
         log_evidence: log p(x) by importance sampling with all draws, corrected to first order for
             the bias of the logarithm. Neither it nor its error is to be believed if k-hat is above
             its threshold.
+        psis: log p(x) from Pareto-smoothed weights: steadier than ``log_evidence`` where k-hat is
+            large, and slightly biased.
+        jackknife: The IWAE bound with its bias of order 1/K removed; no bound. None if K is 1.
+        cubo: χ upper bound of order 2, from all draws; its own estimate is biased downwards, and
+            without k-hat below 0.5 it is not to be believed.
+        ladder: IWAE bounds by K: powers of ten up to the number of draws, and ``num_particles``.
         num_particles: K of the IWAE bound.
         num_repeats: Number of times that the IWAE bound was computed.
-        per_datum: The same three per datapoint, if there are local latents only; else None.
+        per_datum: The estimates per datapoint by name, if there are local latents only; else None.
         k_hat: k-hat of the weights behind ``log_evidence``: per datapoint, or joint.
         draws: log w of each draw, summed over data, shape ``(num_repeats * num_particles,)``; what
             a paired comparison of two ELBOs needs.
@@ -75,6 +49,10 @@ class Evidence:
     elbo: Estimate
     iwae: Estimate
     log_evidence: Estimate
+    psis: Estimate
+    jackknife: Estimate | None
+    cubo: Estimate
+    ladder: dict[int, Estimate]
     num_particles: int
     num_repeats: int
     per_datum: dict[str, Elements] | None
@@ -95,11 +73,12 @@ class Evidence:
         return (1 / (1 + len(self.draws) * se.square())).median().item()
 
     def __str__(self) -> str:
-        """Four lines."""
+        """One line an estimate, and k-hat."""
         rows = {
-            "ELBO": self.elbo,
-            f"IWAE-{self.num_particles}": self.iwae,
+            **{"ELBO" if k == 1 else f"IWAE-{k}": bound for k, bound in self.ladder.items()},
             "log evidence": self.log_evidence,
+            "  smoothed": self.psis,
+            "CUBO (upper)": self.cubo,
         }
         width = max(map(len, rows))
         lines = [f"{name:<{width}}  {estimate}" for name, estimate in rows.items()]
@@ -120,6 +99,7 @@ def evidence(
 
     .. math::
         \mathrm{ELBO} \le \mathrm{IWAE}_K = \mathrm{E} \log \frac1K \sum_k w_k \le \log p(x)
+        \le \mathrm{CUBO} = \tfrac12 \log \mathrm{E}\, w^2
 
     With one latent per datapoint and no global ones, each datapoint has its own weights, and the
     estimates are sums over data. With global latents the weights are joint.
@@ -173,61 +153,59 @@ def _joint(
             parts.append(weights.terms[0].log_w.cpu())
             bar.update(len(parts[-1]))
     log_w = torch.cat(parts)
-    shape = k_hat(log_w)
-    estimates = _estimates(log_w, num_particles)
-    totals = {name: elements.total() for name, elements in estimates.items()}
-    return Evidence(
-        **totals,
-        num_particles=num_particles,
-        num_repeats=num_repeats,
-        per_datum=None,
-        k_hat=shape,
-        draws=log_w.double(),
-    )
+    shape, smoothed = smooth(log_w)
+    found, ladder = estimates(log_w, smoothed, num_particles)
+    return _evidence(found, ladder, num_particles, shape, log_w.double(), per_datum=False)
 
 
 def _local(
     target: Target, layout: Layout, num_particles: int, num_repeats: int, chunk_size: int | None
 ) -> Evidence:
     num = num_particles * num_repeats
-    found: list[dict[str, Elements]] = []
+    parts: list[tuple[dict[str, Elements], dict[int, Elements]]] = []
     shapes: list[Tensor] = []
     draws = torch.zeros(num, dtype=torch.float64)
     with progress(num * layout.size, "evidence") as bar:
         for log_w in local_weights(target, layout, num, chunk_size):
-            shapes.append(k_hat(log_w).values)
-            found.append(_estimates(log_w, num_particles))
+            shape, smoothed = smooth(log_w)
+            shapes.append(shape.values)
+            parts.append(estimates(log_w, smoothed, num_particles))
             draws += log_w.double().reshape(num, -1).sum(1)
             bar.update(num * log_w.shape[1 + layout.axis])
-    per_datum = {
-        name: Elements(
-            torch.cat([part[name].value for part in found], layout.axis),
-            torch.cat([part[name].se for part in found], layout.axis),
-        )
-        for name in found[0]
-    }
-    totals = {name: elements.total() for name, elements in per_datum.items()}
-    return Evidence(
-        **totals,
-        num_particles=num_particles,
-        num_repeats=num_repeats,
-        per_datum=per_datum,
-        k_hat=KHat(torch.cat(shapes, layout.axis), num),
-        draws=draws,
+    found = {n: _joined([part[n] for part, _ in parts], layout.axis) for n in parts[0][0]}
+    ladder = {k: _joined([part[k] for _, part in parts], layout.axis) for k in parts[0][1]}
+    shape = KHat(torch.cat(shapes, layout.axis), num)
+    return _evidence(found, ladder, num_particles, shape, draws, per_datum=True)
+
+
+def _joined(parts: list[Elements], axis: int) -> Elements:
+    return Elements(
+        torch.cat([part.value for part in parts], axis),
+        torch.cat([part.se for part in parts], axis),
     )
 
 
-def _estimates(log_w: Tensor, num_particles: int) -> dict[str, Elements]:
-    """Return value and standard error per element, of weights of shape ``(draws, *batch)``."""
-    log_w = log_w.double()
-    num = len(log_w)
-    sets = log_w.unflatten(0, (num // num_particles, num_particles))
-    bounds = sets.logsumexp(1) - math.log(num_particles)
-    log_mean = log_w.logsumexp(0) - math.log(num)
-    relative = (log_w - log_mean).exp().var(0) / num
-    variance = bounds.var(0) / len(bounds) if len(bounds) > 1 else relative
-    return {
-        "elbo": Elements(log_w.mean(0), (log_w.var(0) / num).sqrt()),
-        "iwae": Elements(bounds.mean(0), variance.sqrt()),
-        "log_evidence": Elements(log_mean + relative / 2, relative.sqrt()),
-    }
+def _evidence(
+    found: dict[str, Elements],
+    ladder: dict[int, Elements],
+    num_particles: int,
+    shape: KHat,
+    draws: Tensor,
+    *,
+    per_datum: bool,
+) -> Evidence:
+    totals = {name: elements.total() for name, elements in found.items()}
+    return Evidence(
+        totals["elbo"],
+        totals["iwae"],
+        totals["log_evidence"],
+        totals["psis"],
+        totals.get("jackknife"),
+        totals["cubo"],
+        {size: elements.total() for size, elements in ladder.items()},
+        num_particles,
+        len(draws) // num_particles,
+        found if per_datum else None,
+        shape,
+        draws,
+    )

@@ -13,7 +13,7 @@ from pyro_ext.diagnostics._arviz import MIN_DRAWS, pareto_smooth
 from pyro_ext.diagnostics._passes import inspect, joint_weights, local_weights, progress
 from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
 
-__all__ = ["KHat", "k_hat", "k_hat_joint", "k_hat_per_datapoint"]
+__all__ = ["KHat", "k_hat", "k_hat_joint", "k_hat_per_datapoint", "smooth"]
 
 _NO_DATAPOINTS = (
     "k_hat_per_datapoint: expected latents in a data plate, so that every datapoint has a "
@@ -110,6 +110,18 @@ def k_hat(log_weights: Float[Tensor, " particles *batch"]) -> KHat:
         >>> k_hat(weights).verdict
         'good'
     """
+    return smooth(log_weights)[0]
+
+
+def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
+    """Return k-hat, and the Pareto-smoothed log weights, normalized over the particles.
+
+    Args:
+        log_weights: Log importance weights, shape ``(particles, *batch)``.
+
+    Raises:
+        ValueError: If there are too few particles, or weights are NaN or infinite.
+    """
     num = log_weights.shape[0]
     if num < MIN_DRAWS:
         raise ValueError(
@@ -130,13 +142,16 @@ def k_hat(log_weights: Float[Tensor, " particles *batch"]) -> KHat:
             f"{int(empty.sum())} of {flat.shape[1]} elements. The guide lies outside the model's "
             "support: check the supports of its latents."
         )
+    flat = flat.double()
     values = torch.zeros(flat.shape[1], dtype=torch.float64)
-    varying, tied = _tails(flat)
+    smoothed = (flat - flat.logsumexp(0)).cpu()
+    varying, tied = _tails(log_weights.detach().reshape(num, -1))
     values[tied] = math.inf
     fitting = varying & ~tied
     if fitting.any():
-        values[fitting] = pareto_smooth(flat[:, fitting.to(flat.device)])[1]
-    return KHat(values.reshape(log_weights.shape[1:]), num)
+        smoothed[:, fitting], values[fitting] = pareto_smooth(flat[:, fitting.to(flat.device)])
+    shape = log_weights.shape[1:]
+    return KHat(values.reshape(shape), num), smoothed.reshape((num, *shape))
 
 
 def k_hat_joint(

@@ -5,17 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from pyro_ext.diagnostics._axes import COLORS, LIMIT, MARKERS, legend, name_rows, new_figure
 from pyro_ext.diagnostics._reference import Reference, labels_of
 from pyro_ext.diagnostics._result import Result
-from pyro_ext.diagnostics._types import Array, Axes, DataTree, Figure
+from pyro_ext.diagnostics._types import Array, DataTree, Figure
 
 __all__ = ["bound_ladder", "forest", "k_hats", "sd_ratios"]
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "D", "^", "v", "P")
 _MAX_SCALARS = 24
 _ERRORS = 2
-_LIMIT: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 _TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
 
 
@@ -26,14 +24,14 @@ def bound_ladder(results: Mapping[str, Result], exact_evidence: float | None) ->
         results: Results by name.
         exact_evidence: A line, if known.
     """
-    figure, axes = _figure(7.5, 1.6 + 0.75 * len(results))
+    figure, axes = new_figure(7.5, 1.6 + 0.75 * len(results))
     particles = next(iter(results.values())).evidence.num_particles
     kinds = (
         ("elbo", "ELBO", -0.2),
         ("iwae", f"IWAE-{particles}", 0.0),
         ("log_evidence", "log evidence (importance sampling)", 0.2),
     )
-    for color, marker, (kind, label, shift) in zip(_COLORS, _MARKERS, kinds, strict=False):
+    for color, marker, (kind, label, shift) in zip(COLORS, MARKERS, kinds, strict=False):
         estimates = [getattr(result.evidence, kind) for result in results.values()]
         axes.errorbar(
             [estimate.value for estimate in estimates],
@@ -46,10 +44,10 @@ def bound_ladder(results: Mapping[str, Result], exact_evidence: float | None) ->
         )
     if exact_evidence is not None:
         axes.axvline(exact_evidence, color="black", linewidth=1, label="exact log evidence")
-    _rows(axes, list(results))
+    name_rows(axes, list(results))
     axes.set_xlabel("nats (bars: ± 2 standard errors)")
     axes.set_title("Bounds on the log evidence: further right is better", fontsize=11)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -62,7 +60,7 @@ def k_hats(results: Mapping[str, Result]) -> Figure:
     local = {n: r for n, r in results.items() if r.evidence.k_hat.values.numel() > 1}
     threshold = next(iter((local or results).values())).evidence.k_hat.threshold
     if local:
-        figure, axes = _figure(7.5, 4.4)
+        figure, axes = new_figure(7.5, 4.4)
         lowest = 0.0
         for index, (name, result) in enumerate(local.items()):
             values = np.sort(result.evidence.k_hat.values.flatten().numpy())
@@ -70,21 +68,21 @@ def k_hats(results: Mapping[str, Result]) -> Figure:
             axes.plot(
                 (np.arange(len(values)) + 0.5) / len(values) * 100,
                 values,
-                color=_COLORS[index % len(_COLORS)],
+                color=COLORS[index % len(COLORS)],
                 linewidth=1.8,
-                marker=_MARKERS[index % len(_MARKERS)] if len(values) <= 50 else None,
+                marker=MARKERS[index % len(MARKERS)] if len(values) <= 50 else None,
                 markersize=4,
                 label=name,
             )
-        axes.axhline(threshold, **_LIMIT, label=f"limit {threshold:.2f}")
+        axes.axhline(threshold, **LIMIT, label=f"limit {threshold:.2f}")
         axes.set_xlim(0, 100)
         axes.set_xlabel("datapoints, from lowest to highest k-hat (%)")
         axes.set_ylabel("k-hat")
         axes.set_title("k-hat by datapoint: weighting works below the line", fontsize=11)
     else:
-        figure, axes = _figure(7.5, 1.6 + 0.45 * len(results))
+        figure, axes = new_figure(7.5, 1.6 + 0.45 * len(results))
         joint = [result.evidence.k_hat.values.item() for result in results.values()]
-        axes.scatter(joint, np.arange(len(results)), color=_COLORS[0], zorder=3, s=45)
+        axes.scatter(joint, np.arange(len(results)), color=COLORS[0], zorder=3, s=45)
         for row, value in enumerate(joint):
             axes.annotate(
                 f"{value:.2f}",
@@ -94,12 +92,12 @@ def k_hats(results: Mapping[str, Result]) -> Figure:
                 ha="center",
                 fontsize=9,
             )
-        axes.axvline(threshold, **_LIMIT, label=f"limit {threshold:.2f}")
+        axes.axvline(threshold, **LIMIT, label=f"limit {threshold:.2f}")
         axes.set_xlim(min(0.0, *joint) - 0.05, max(1.0, *joint) + 0.1)
-        _rows(axes, list(results))
+        name_rows(axes, list(results))
         axes.set_xlabel("k-hat of the joint importance weights")
         axes.set_title("k-hat: weighting works left of the line", fontsize=11)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -125,7 +123,7 @@ def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[s + 0.6 for s in sizes])
     sources: list[tuple[str, Any, str, str]] = [(reference.label, None, "black", ".")]
     for index, (name, result) in enumerate(results.items()):
-        color, marker = _COLORS[index % len(_COLORS)], _MARKERS[index % len(_MARKERS)]
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         sources.append((name, result, color, marker))
     for axes, (variable, labels) in zip(grid[:, 0], panels.items(), strict=True):
         for position, (name, result, color, marker) in enumerate(sources):
@@ -144,11 +142,11 @@ def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
                 linewidth=1.6,
                 label=name if first else None,
             )
-        _rows(axes, labels)
+        name_rows(axes, labels)
         axes.set_ylabel(None)
     grid[-1, 0].set_xlabel("mean and central 95 % interval")
     grid[0, 0].set_title(_title("Marginals", len(chosen), total), fontsize=11)
-    _legend(figure)
+    legend(figure)
     return figure
 
 
@@ -160,7 +158,7 @@ def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
         reference: The reference.
     """
     chosen, total = _chosen(results)
-    figure, axes = _figure(7.5, 1.7 + (0.12 + 0.07 * len(results)) * len(chosen))
+    figure, axes = new_figure(7.5, 1.7 + (0.12 + 0.07 * len(results)) * len(chosen))
     axes.axvline(1.0, color="black", linewidth=1, label=f"{reference.label} sd")
     low, high = 0.9, 1.1
     for index, (name, result) in enumerate(results.items()):
@@ -173,8 +171,8 @@ def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
         axes.plot(
             ratios,
             np.arange(len(chosen)) + shift,
-            _MARKERS[index % len(_MARKERS)],
-            color=_COLORS[index % len(_COLORS)],
+            MARKERS[index % len(MARKERS)],
+            color=COLORS[index % len(COLORS)],
             markersize=5,
             label=name,
         )
@@ -185,47 +183,11 @@ def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
         shown = [tick for i, tick in enumerate(shown) if i % 2 == 0 or tick == 1]
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.set_xticks([], minor=True)
-    _rows(axes, chosen)
+    name_rows(axes, chosen)
     axes.set_xlabel("sd / reference sd (left of 1: too narrow)")
     axes.set_title(_title("Posterior sds", len(chosen), total), fontsize=11)
-    _legend(figure)
+    legend(figure)
     return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.figure import Figure as NewFigure
-
-    figure = NewFigure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    axes.grid(visible=True, color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return figure, axes
-
-
-def _rows(axes: Axes, labels: list[str]) -> None:
-    axes.set_yticks(np.arange(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.45, -0.55)
-    axes.grid(visible=True, axis="x", color="0.9", linewidth=0.8)
-    axes.grid(visible=False, axis="y")
-    axes.set_axisbelow(True)
-
-
-def _legend(figure: Figure) -> None:
-    """Put the legend below the axes, where it covers nothing."""
-    entries: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    longest = max(map(len, entries))
-    columns = max(1, min(len(entries), 75 // (longest + 6)))
-    figure.legend(
-        list(entries.values()),
-        list(entries),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-        fontsize=9,
-    )
 
 
 def _title(what: str, shown: int, total: int) -> str:

@@ -1,7 +1,9 @@
+import base64
 import inspect
 import math
 import sys
 from dataclasses import dataclass
+from html.parser import HTMLParser
 
 import pyro
 import pyro.distributions as dist
@@ -11,7 +13,7 @@ import xarray
 
 import pyro_ext as px
 from pyro_ext.diagnostics import compare, from_draws
-from pyro_ext.testing import NormalGlobal, NormalLocal
+from pyro_ext.testing import NormalGlobal, NormalHierarchy, NormalLocal
 
 GLOBAL = NormalGlobal.simulate(20)
 LOCAL = NormalLocal.simulate(30)
@@ -112,9 +114,11 @@ def test_save_writes_everything(comparison, tmp_path):
     comparison.save(tmp_path / "new" / "folder")
     found = {path.name for path in (tmp_path / "new" / "folder").iterdir()}
     assert found == {
+        "report.html",
         "table.md",
         "table.csv",
         "bounds.png",
+        "ladder.png",
         "k_hat.png",
         "forest.png",
         "sd_ratio.png",
@@ -127,9 +131,85 @@ def test_save_writes_everything(comparison, tmp_path):
         assert tree["posterior"]["mu"].shape == (1, 4000)
 
 
+class Page(HTMLParser):
+    """Collects what a page refers to."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_page_holds_everything_and_refers_to_nothing(comparison):
+    page = Page()
+    page.feed(comparison.to_html())
+    assert not page.open
+    assert len(page.sources) == len(comparison.figures)
+    for source in page.sources:
+        start = "data:image/png;base64,"
+        assert source.startswith(start)
+        assert base64.b64decode(source[len(start) :]).startswith(b"\x89PNG")
+    text = " ".join(page.text)
+    assert comparison.choice in text
+    for verdict in comparison.verdicts.values():
+        assert verdict in text
+
+
+def test_names_cannot_break_the_page():
+    found = compare({"<script>a&b": off()}, num_samples=100)
+    assert "<script>" not in found.to_html()
+    assert "&lt;script&gt;a&amp;b" in found.to_html()
+
+
+def test_gaps_and_calibration_on_request():
+    x = LOCAL.x[:10]
+    guides = {"amortized": px.AutoAmortized(LOCAL.model, lambda x: x.unsqueeze(-1) / 2)}
+    runs = {name: Fit(LOCAL.model, guide, (x,)) for name, guide in guides.items()}
+    runs["by hand"] = Fit(LOCAL.model, off_locally(1.0).guide, (x,))
+    found = compare(runs, gaps=True, num_simulations=100, num_samples=100)
+    assert {"gaps", "calibration", "pairs"} <= set(found.figures)
+    table = found.table
+    assert table.loc["amortized", "amortization gap"] > 0.5
+    assert abs(table.loc["amortized", "approximation gap"]) < 0.01
+    assert math.isnan(table.loc["by hand", "amortization gap"])
+    assert table.loc["amortized", "calibration p-value"] < 1e-3
+    assert table.loc["by hand", "calibration p-value"] > 1e-4
+    assert "amortization" in str(found)
+
+
+def test_pairs_are_the_two_that_depend_most():
+    exact = NormalHierarchy.simulate(3, scale=0.1, local_scale=0.1, prior_scale=5.0)
+    run = Fit(exact.model, exact.guide, exact.args)
+    found = compare({"exact": run, "again": run}, num_samples=200)
+    first, *_ = found.figures["pairs"].axes
+    # mu and the z share what is known of mu: every pair of them depends, mu on each alike.
+    assert first.get_ylabel() != first.get_xlabel()
+    assert len(found.figures["pairs"].axes) == 2
+
+
+def test_distances_to_draws_are_in_the_table():
+    mean, sd = moments()["mu"]
+    draws = {"mu": mean + sd * torch.randn(2000)}
+    table = compare({"exact": off(), "narrow": off(0.4)}, reference=draws, num_samples=2000).table
+    assert table.loc["exact", "MMD p-value"] > 1e-3
+    assert table.loc["narrow", "MMD p-value"] < 0.01
+    assert table.loc["narrow", "classifier accuracy"] > 0.6
+    assert table.loc["narrow", "sliced Wasserstein"] > table.loc["exact", "sliced Wasserstein"]
+
+
 def test_figures_need_no_pyplot(comparison):
     loaded = "matplotlib.pyplot" in sys.modules
-    assert set(comparison.figures) == {"bounds", "k_hat", "forest", "sd_ratio"}
+    assert set(comparison.figures) == {"bounds", "ladder", "k_hat", "forest", "sd_ratio"}
     assert comparison.figures is comparison.figures
     if not loaded:
         assert "matplotlib.pyplot" not in sys.modules
@@ -166,7 +246,7 @@ def test_local_latents_have_a_k_hat_per_datapoint():
     assert table.loc["exact", "k-hat share above"] == 0
     assert table.loc["narrow", "k-hat share above"] > 0.5
     assert "not to be trusted" in found.verdicts["narrow"]
-    assert set(found.figures) == {"bounds", "k_hat"}
+    assert set(found.figures) == {"bounds", "ladder", "k_hat", "pairs"}
 
 
 def test_many_scalars_show_the_worst():

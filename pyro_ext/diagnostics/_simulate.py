@@ -1,0 +1,79 @@
+"""Data drawn from a model, as arguments that model and guide can be called with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_ext.diagnostics._record import FreeData, value_sites
+from pyro_ext.diagnostics._target import Target
+
+__all__ = ["Simulated", "simulate"]
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """Simulated data, and the latents that they were simulated from.
+
+    Args:
+        args: The model's arguments with the simulated data in place of the real ones.
+        kwargs: Its keyword arguments, likewise.
+        latents: Constrained value of each latent site.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    latents: dict[str, Tensor]
+
+
+def simulate(owner: str, target: Target) -> Simulated:
+    """Draw latents and data from the model, in the shape of the target's data.
+
+    Args:
+        owner: Name of the diagnostic, for messages.
+        target: Whose model to draw from.
+
+    Raises:
+        ValueError: If an observed site's values are no argument of the model.
+    """
+    real = _observed(target.model, target)
+    free = poutine.trace(FreeData()(target.model)).get_trace(*target.args, **target.kwargs)
+    sites: dict[str, Any] = dict(value_sites(free))
+    values = [*target.args, *target.kwargs.values()]
+    for name, data in real.items():
+        places = [i for i, value in enumerate(values) if _same(value, data)]
+        if not places:
+            raise ValueError(
+                f"{owner}: expected the values of the observed site '{name}' to be an argument of "
+                "the model, so that simulated data can take their place; they are none. Write: "
+                f"def model(x, ...): ... pyro.sample('{name}', ..., obs=x)."
+            )
+        for place in places:
+            values[place] = sites[name]["value"].detach().to(data.dtype)
+    latents = {
+        name: site["value"].detach()
+        for name, site in sites.items()
+        if name not in real and not site["infer"].get("_deterministic", False)
+    }
+    count = len(target.args)
+    return Simulated(
+        tuple(values[:count]), dict(zip(target.kwargs, values[count:], strict=True)), latents
+    )
+
+
+def _observed(model: Callable[..., Any], target: Target) -> dict[str, Tensor]:
+    trace = poutine.trace(model).get_trace(*target.args, **target.kwargs)
+    return {
+        name: site["value"]
+        for name, site in value_sites(trace)
+        if site["is_observed"] and not site["infer"].get("_deterministic", False)
+    }
+
+
+def _same(value: Any, data: Tensor) -> bool:
+    if not isinstance(value, Tensor) or value.shape != data.shape:
+        return False
+    return value is data or torch.equal(value, data.to(value.dtype))

@@ -1,0 +1,259 @@
+"""Leave-one-out cross-validation and prediction, corrected for what q is not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext.bounds import iwae
+from pyro_ext.diagnostics._arviz import build_tree
+from pyro_ext.diagnostics._passes import Layout, inspect, pairs_per_pass, progress
+from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
+from pyro_ext.diagnostics._types import DataTree
+from pyro_ext.diagnostics.datatree import to_datatree
+from pyro_ext.diagnostics.khat import smooth
+from pyro_ext.structure import plate_frames, sample_sites
+from pyro_ext.weights import LogWeights, log_weights
+
+__all__ = ["importance_resample", "loo", "marginal_log_likelihood"]
+
+
+def loo(
+    model: Callable[..., Any] | Fitted,
+    guide: Callable[..., Any] | None = None,
+    *args: Any,
+    num_samples: int = 4000,
+    num_inner: int = 100,
+    var_name: str | None = None,
+    chunk_size: int | None = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> Any:
+    r"""Estimate how well new data are predicted, by leave-one-out cross-validation.
+
+    .. math:: \log p(x_i \mid x_{-i}) \approx \log \frac{\sum_s r_s\, p(x_i \mid \theta_s)}
+        {\sum_s r_s}, \qquad r_s = \frac{p(x, \theta_s)}{q(\theta_s)\, p(x_i \mid \theta_s)}
+
+    ``arviz_stats.loo`` would take the guide's draws for draws of the posterior; here their
+    importance weights go with them. Latents of datapoints are integrated out.
+
+    Args:
+        model: A model, or what ``px.fit`` returned.
+        guide: Its guide; left out with a run.
+        *args: Arguments of both; by default the run's.
+        num_samples: Number S of draws of the global latents.
+        num_inner: Number of draws of each datapoint's latents, given one of the global ones.
+        var_name: Observed site, where there are several.
+        chunk_size: Largest number of (draw, row of the data) pairs computed at a time.
+        seed: Seed; the caller's random state stays as it was.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        ArviZ's ``ELPDData``, with ``elpd``, ``se``, ``elpd_i`` and ``pareto_k`` per datapoint.
+
+    Raises:
+        ValueError: If there are no global latents: then leaving a datapoint out changes nothing
+            for the others.
+
+    References:
+        Bayesian leave-one-out cross-validation for large data (Magnusson et al., 2019) |
+        https://arxiv.org/abs/1904.10679
+
+    Example:
+        >>> from pyro_ext.testing.conjugate import NormalGlobal
+        >>> exact = NormalGlobal(torch.tensor([0.0, 2.0, 1.0]))
+        >>> found = loo(exact.model, exact.guide, exact.x, num_samples=1000, seed=0)
+        >>> found.n_data_points
+        3
+    """
+    from arviz_stats.loo import loo_approximate_posterior
+
+    target = resolve("loo", model, guide, args, kwargs)
+    with undisturbed(target, seed) as plates:
+        layout = inspect(target, plates)
+    if layout.has_locals and not layout.has_globals:
+        raise ValueError(
+            "loo: expected global latents; with latents of datapoints only, leaving one out "
+            "changes nothing for the others. Write: px.evidence(model, guide, *args).per_datum."
+        )
+    options: dict[str, Any] = {"num_samples": num_samples, "chunk_size": chunk_size, "seed": seed}
+    if layout.has_locals:
+        tree = marginal_log_likelihood(
+            target.model, target.guide, *target.args, num_inner=num_inner, **options, **kwargs
+        )
+    else:
+        tree = to_datatree(
+            target.model, target.guide, *target.args, predictive=False, **options, **kwargs
+        )
+    stats = tree["sample_stats"]
+    return loo_approximate_posterior(
+        tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=var_name
+    )
+
+
+def marginal_log_likelihood(
+    model: Callable[..., Any] | Fitted,
+    guide: Callable[..., Any] | None = None,
+    *args: Any,
+    num_samples: int = 1000,
+    num_inner: int = 100,
+    chunk_size: int | None = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> DataTree:
+    r"""Integrate the latents of the datapoints out of the likelihood, by importance sampling.
+
+    .. math:: p(x_i \mid \theta_s) \approx \frac1K \sum_k
+        \frac{p(x_i, z_{ik} \mid \theta_s)}{q(z_{ik} \mid \theta_s)}
+
+    What ArviZ's functions on ``log_likelihood`` want where a datum has latents of its own: given
+    those, every datum looks as if the model had seen it.
+
+    Args:
+        model: A model, or what ``px.fit`` returned.
+        guide: A guide with global latents and latents in a data plate; left out with a run.
+        *args: Arguments of both; by default the run's.
+        num_samples: Number S of draws of the global latents.
+        num_inner: Number K of draws of each datapoint's latents.
+        chunk_size: Largest number of (draw, row of the data) pairs computed at a time.
+        seed: Seed; the caller's random state stays as it was.
+        **kwargs: Keyword arguments of both.
+
+    Returns:
+        A tree with the groups ``log_likelihood`` (by the observed sites of a plate) and
+        ``sample_stats`` (``log_p``, ``log_q`` of the global latents, the others integrated out).
+
+    Raises:
+        ValueError: If there are no global latents, or no others.
+
+    Example:
+        >>> from pyro_ext.testing.conjugate import NormalHierarchy
+        >>> exact = NormalHierarchy(torch.tensor([0.0, 2.0, 1.0]))
+        >>> tree = marginal_log_likelihood(exact.model, exact.guide, exact.x, num_samples=10)
+        >>> dict(tree["log_likelihood"]["x"].sizes)
+        {'chain': 1, 'draw': 10, 'data': 3}
+    """
+    target = resolve("marginal_log_likelihood", model, guide, args, kwargs)
+    if num_inner < 2:
+        raise ValueError(
+            f"marginal_log_likelihood: expected num_inner >= 2; got {num_inner}. Write: "
+            "num_inner=100."
+        )
+    with undisturbed(target, seed) as plates:
+        layout = inspect(target, plates)
+        if not (layout.has_locals and layout.has_globals):
+            raise ValueError(
+                "marginal_log_likelihood: expected a guide with global latents and latents in a "
+                "data plate. Where there are no latents of datapoints write: px.to_datatree(...)."
+            )
+        found, plates_of = _integrate(target, layout, num_samples, num_inner, chunk_size)
+    stats = {name: found.pop(name).numpy()[None] for name in ("log_p", "log_q")}
+    values = {name: value.numpy()[None] for name, value in found.items()}
+    return build_tree(
+        {"log_likelihood": values, "sample_stats": stats, "posterior": {"log_p": stats["log_p"]}},
+        dims=plates_of,
+        coords={},
+        attrs={"num_inner": num_inner, "seed": seed},
+    )
+
+
+def importance_resample(
+    tree: DataTree, num_samples: int | None = None, *, seed: int = 0
+) -> DataTree:
+    """Return draws in proportion to their Pareto-smoothed importance weights.
+
+    Draws of a guide become draws of the posterior, as far as k-hat says that they can; those of
+    ``posterior_predictive`` go with them.
+
+    Args:
+        tree: What ``px.to_datatree`` returned.
+        num_samples: Number of draws to return; by default as many as there are.
+        seed: Seed.
+
+    Returns:
+        The tree with the same groups, and the attribute ``k_hat``.
+
+    Raises:
+        ValueError: If the tree holds no ``log_p`` and ``log_q``.
+
+    Example:
+        >>> from pyro_ext.testing.conjugate import NormalGlobal
+        >>> exact = NormalGlobal(torch.tensor([0.0, 2.0]))
+        >>> tree = px.to_datatree(exact.model, exact.guide, exact.x, num_samples=200)
+        >>> importance_resample(tree).attrs["k_hat"]
+        0.0
+    """
+    stats: Any = tree["sample_stats"] if "sample_stats" in tree.children else {}
+    if "log_p" not in stats or "log_q" not in stats:
+        raise ValueError(
+            "importance_resample: expected a tree with log_p and log_q in sample_stats. Write: "
+            "px.importance_resample(px.to_datatree(run))."
+        )
+    log_w = np.asarray(stats["log_p"].values - stats["log_q"].values, dtype=float)[0]
+    shape, smoothed = smooth(torch.from_numpy(log_w))
+    count = len(log_w) if num_samples is None else num_samples
+    generator = torch.Generator().manual_seed(seed)
+    # Systematic: one uniform number places all of them, with little noise of its own.
+    shift = torch.rand((), generator=generator, dtype=torch.float64)
+    points = (torch.arange(count, dtype=torch.float64) + shift) / count
+    levels = smoothed.exp().cumsum(0)
+    chosen = torch.searchsorted(levels / levels[-1], points).clamp(max=len(log_w) - 1)
+    chosen = chosen[torch.randperm(count, generator=generator)]
+    resampled = tree.copy()
+    for name, group in tree.children.items():
+        if "draw" in group.dims:
+            part = group.to_dataset().isel(draw=chosen.numpy())
+            resampled[name] = type(tree)(part.assign_coords(draw=np.arange(count)))
+    resampled.attrs["k_hat"] = shape.values.item()
+    return resampled
+
+
+def _integrate(
+    target: Target, layout: Layout, num: int, num_inner: int, chunk_size: int | None
+) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    step = max(2, pairs_per_pass(layout, chunk_size) // (layout.size * num_inner))
+    counts = [len(part) for part in torch.arange(num).split(step)]
+    if len(counts) > 1 and counts[-1] < 2:
+        counts[-2:] = [counts[-2] + counts[-1]]
+    parts: dict[str, list[Tensor]] = {}
+    plates_of: dict[str, list[str]] = {}
+    with progress(num, "marginal log likelihood") as bar:
+        for count in counts:
+            weights = log_weights(
+                target.model,
+                target.guide,
+                *target.args,
+                num_particles=num_inner,
+                num_outer=count,
+                **target.kwargs,
+            )
+            shared, total = torch.zeros(count), torch.zeros(count)
+            log_q = torch.zeros(count)
+            for term in weights.terms:
+                if not term.plates:
+                    shared, log_q = (
+                        term.log_p.reshape(count).cpu(),
+                        term.log_q.reshape(count).cpu(),
+                    )
+                    continue
+                marginal = iwae(term.log_w).cpu()
+                total = total + marginal.reshape(count, -1).sum(1)
+                name = _observed_in(weights, term.plates)
+                parts.setdefault(name, []).append(marginal.double())
+                plates_of[name] = list(term.plates)
+            parts.setdefault("log_p", []).append((shared + total).double())
+            parts.setdefault("log_q", []).append(log_q.double())
+            bar.update(count)
+    return {name: torch.cat(found) for name, found in parts.items()}, plates_of
+
+
+def _observed_in(weights: LogWeights, plates: tuple[str, ...]) -> str:
+    """Return the names of the observed sites in the plates of a term."""
+    names = [
+        name
+        for name, site in sample_sites(weights.model_trace)
+        if site["is_observed"] and {frame.name for frame in plate_frames(site)} >= set(plates)
+    ]
+    return "+".join(names) or "+".join(plates)

@@ -1,0 +1,247 @@
+import math
+from itertools import pairwise
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from diagnostics.models import MODELS, Z_LIMIT, divergence, off, with_data
+from pyro import poutine
+from torch.distributions import Normal, kl_divergence
+
+import pyro_ext as px
+from helpers import assert_at_most, assert_mean
+from pyro_ext.diagnostics._annealing import schedule
+from pyro_ext.testing import NormalLocal
+
+EVERY_MODEL = pytest.mark.parametrize("exact", MODELS.values(), ids=MODELS)
+LOCAL = MODELS["local"]
+
+
+def total(log_weights):
+    return log_weights.reshape(len(log_weights), -1).sum(1)
+
+
+@EVERY_MODEL
+def test_chains_of_the_exact_guide_have_constant_weights(exact):
+    found = px.ais(exact.model, exact.guide, *exact.args, num_chains=4, num_temperatures=5)
+    log_p = exact.log_evidence().item()
+    assert abs(found.lower.value - log_p) < 1e-9
+    assert abs(found.log_evidence.value - log_p) < 1e-9
+    assert found.lower.se < 1e-9
+
+
+@EVERY_MODEL
+def test_annealing_from_the_prior_is_below_the_evidence_and_close(exact):
+    found = px.ais(exact.model, exact.guide, *exact.args, start="prior", num_chains=100, seed=0)
+    log_p = exact.log_evidence().item()
+    assert_at_most(total(found.log_weights), log_p)
+    assert abs(found.log_evidence.value - log_p) < Z_LIMIT * found.log_evidence.se
+    assert found.log_evidence.se < 0.3
+    assert 0.6 < found.acceptance < 0.9
+
+
+@EVERY_MODEL
+def test_both_directions_enclose_the_evidence_of_simulated_data(exact):
+    found = px.bdmc(
+        exact.model,
+        exact.guide,
+        *exact.args,
+        num_chains=30,
+        num_temperatures=15,
+        num_leapfrog=3,
+        seed=3,
+    )
+    log_p = with_data(exact, found.simulated.args).log_evidence().item()
+    assert_at_most(total(found.log_weights), log_p)
+    assert found.upper.value > log_p - Z_LIMIT * found.upper.se
+    assert 0 < found.upper.value - found.lower.value < 10
+
+
+@EVERY_MODEL
+def test_every_bound_is_on_its_side_of_the_evidence(exact):
+    prior = poutine.block(exact.model, hide_fn=lambda site: bool(site.get("is_observed")))
+    found = px.evidence(
+        exact.model, prior, *exact.args, num_particles=1000, num_repeats=20, seed=0
+    )
+    log_p = exact.log_evidence().item()
+    for bound in (*found.ladder.values(), found.elbo, found.iwae):
+        assert bound.value < log_p + Z_LIMIT * bound.se
+    assert found.cubo.value > log_p - Z_LIMIT * found.cubo.se
+    assert list(found.ladder) == [1, 10, 100, 1000, 10_000]
+    for low, high in pairwise(found.ladder.values()):
+        assert low.value < high.value + Z_LIMIT * high.se
+    assert found.ladder[1].value == pytest.approx(found.elbo.value)
+    for estimate in (found.log_evidence, found.jackknife, found.psis):
+        assert abs(estimate.value - log_p) < Z_LIMIT * estimate.se
+
+
+def test_one_step_is_importance_sampling():
+    found = px.ais(
+        LOCAL.model, off(LOCAL, 1.4, 0.5), LOCAL.x, num_chains=4000, num_temperatures=1, seed=0
+    )
+    expected = LOCAL.log_evidence_per_datum() - divergence(1.4, 0.5)
+    assert_mean(found.log_weights, expected)
+
+
+def test_one_step_back_costs_the_divergence_the_other_way():
+    found = px.bdmc(LOCAL.model, off(LOCAL), LOCAL.x, num_chains=400, num_temperatures=1, seed=0)
+    exact = with_data(LOCAL, found.simulated.args)
+    mean, covariance = exact.posterior()
+    posterior = Normal(mean[:, 0], covariance[:, 0, 0].sqrt())
+    gap = kl_divergence(posterior, Normal(0.0, 1.0)).sum().item()
+    assert abs(found.upper.value - exact.log_evidence().item() - gap) < Z_LIMIT * found.upper.se
+
+
+def test_more_temperatures_close_the_gap():
+    gaps = []
+    for num_temperatures in (3, 15, 75):
+        found = px.bdmc(
+            LOCAL.model, off(LOCAL), LOCAL.x, num_temperatures=num_temperatures, seed=0
+        )
+        gaps.append(found.upper.value - found.lower.value)
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
+
+
+def test_a_narrow_guide_whose_weights_have_no_mean_is_repaired():
+    exact = NormalLocal.simulate(4, scale=0.7)
+    guide = off(exact, 0.2, 1.0)
+    plain = px.evidence(exact.model, guide, exact.x, seed=0)
+    found = px.ais(exact.model, guide, exact.x, num_chains=400, seed=0)
+    log_p = exact.log_evidence().item()
+    assert plain.k_hat.share_above == 1
+    assert abs(found.log_evidence.value - log_p) < Z_LIMIT * found.log_evidence.se
+    assert log_p - found.lower.value < 0.1 * (log_p - plain.elbo.value)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 100, 7])
+def test_chunks_hold_every_datum_once(chunk_size):
+    found = px.ais(
+        LOCAL.model,
+        LOCAL.guide,
+        LOCAL.x,
+        num_chains=6,
+        num_temperatures=3,
+        chunk_size=chunk_size,
+    )
+    assert found.log_weights.shape == (6, 12)
+    expected = LOCAL.log_evidence_per_datum()
+    torch.testing.assert_close(found.per_datum["lower"].value, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 40])
+def test_simulated_rows_stay_with_their_latents(chunk_size):
+    exact = NormalLocal(torch.linspace(-3, 3, 8), scale=0.01)
+    found = px.bdmc(
+        exact.model,
+        off(exact),
+        exact.x,
+        start="guide",
+        num_chains=10,
+        num_temperatures=2,
+        chunk_size=chunk_size,
+    )
+    exact = with_data(exact, found.simulated.args)
+    expected = exact.log_evidence_per_datum()
+    torch.testing.assert_close(found.per_datum["upper"].value, expected, rtol=0, atol=1e-9)
+
+
+class Halve(torch.nn.Module):
+    def forward(self, x):
+        return x.unsqueeze(-1) / 2
+
+
+@pytest.mark.parametrize(
+    ("exact", "guide"),
+    [
+        (
+            MODELS["regression"],
+            lambda m: px.AutoJoint(m, family=px.FullCovariance(), init_scale=0.7),
+        ),
+        (MODELS["counts, local"], px.AutoPerDatapoint),
+        (MODELS["hierarchy"], px.AutoPerDatapoint),
+        (MODELS["local"], lambda m: px.AutoAmortized(m, Halve())),
+    ],
+)
+def test_automatic_guides_as_a_start(exact, guide):
+    guide = guide(exact.model)
+    found = px.bdmc(
+        exact.model,
+        guide,
+        *exact.args,
+        start="guide",
+        num_chains=40,
+        num_temperatures=15,
+        num_leapfrog=3,
+        seed=0,
+    )
+    log_p = with_data(exact, found.simulated.args).log_evidence().item()
+    assert_at_most(total(found.log_weights), log_p)
+    assert abs(found.log_evidence.value - log_p) < Z_LIMIT * found.log_evidence.se
+    assert found.upper.value > log_p - Z_LIMIT * found.upper.se
+
+
+def test_a_support_of_another_shape():
+    counts = torch.tensor([3.0, 1.0, 0.0, 6.0])
+
+    def model(counts):
+        p = pyro.sample("p", dist.Dirichlet(torch.ones(4)))
+        pyro.sample("x", dist.Multinomial(probs=p, total_count=10), obs=counts)
+
+    found = px.ais(model, model, counts, start="prior", num_chains=300, seed=0)
+    # The Dirichlet-multinomial with equal weights is uniform over all counts.
+    exact = -math.log(math.comb(13, 3))
+    assert_at_most(found.log_weights, exact)
+    assert abs(found.log_evidence.value - exact) < Z_LIMIT * found.log_evidence.se
+
+
+def test_trajectories_that_leave_the_support_are_rejected():
+    x = 5 + 0.3 * torch.randn(30, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        scale = pyro.sample("scale", dist.HalfNormal(10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, scale), obs=x)
+
+    # Far from the data at a small scale the gradient is huge: a step of it overflows.
+    found = px.ais(model, model, x, start="prior", num_chains=20, seed=0)
+    assert found.log_weights.isfinite().all()
+    assert 0.5 < found.acceptance < 0.9
+
+
+def test_schedule_rises_from_zero_to_one():
+    betas = schedule(10)
+    assert betas[0] == 0
+    assert betas[-1] == 1
+    assert all(low < high for low, high in pairwise(betas))
+
+
+def test_text_names_the_bounds():
+    found = px.bdmc(LOCAL.model, LOCAL.guide, LOCAL.x, num_chains=2, num_temperatures=2)
+    assert "lower bound" in str(found)
+    assert "upper bound" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: px.ais(LOCAL.model, LOCAL.guide, LOCAL.x, num_chains=1), "got 1, 100 and 5"),
+        (lambda: px.bdmc(LOCAL.model, LOCAL.guide, LOCAL.x, num_leapfrog=0), "num_leapfrog >= 1"),
+    ],
+)
+def test_bad_input_raises(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_data_that_are_no_argument_raise():
+    x = torch.zeros(3)
+
+    def model():
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"observed site 'x' to be an argument"):
+        px.bdmc(model, px.AutoPerDatapoint(model))

@@ -1,0 +1,113 @@
+"""ArviZ's own functions on what this package hands over, each once."""
+
+import pytest
+import torch
+from diagnostics.models import MODELS
+
+import pyro_ext as px
+
+EXACT = MODELS["regression"]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    families = {"mean field": px.Diagonal(), "full covariance": px.FullCovariance()}
+    return {
+        name: px.fit(
+            EXACT.model,
+            px.AutoJoint(EXACT.model, family=family),
+            data=EXACT.args,
+            num_steps=400,
+            seed=0,
+        )
+        for name, family in families.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def trees(runs):
+    return {name: px.to_datatree(run, num_samples=1000, seed=0) for name, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def tree(trees):
+    return trees["full covariance"]
+
+
+@pytest.fixture(scope="module")
+def elpd(runs):
+    return {name: px.loo(run, num_samples=1000, seed=0) for name, run in runs.items()}
+
+
+quiet = pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore:The inplace keyword")
+def test_loo_and_its_kin(tree, elpd):
+    import arviz_stats
+
+    stats = tree["sample_stats"]
+    found = arviz_stats.loo_approximate_posterior(tree, stats["log_p"], stats["log_q"])
+    assert found.elpd == pytest.approx(elpd["full covariance"].elpd)
+    part = arviz_stats.loo_subsample(
+        tree, observations=6, log_p=stats["log_p"], log_q=stats["log_q"], pointwise=True
+    )
+    assert part.elpd == pytest.approx(found.elpd, abs=3)
+    both = arviz_stats.compare(elpd)
+    assert set(both.index) == set(elpd)
+
+
+def test_loo_pit_is_a_probability(tree):
+    import arviz_stats
+
+    values = arviz_stats.loo_pit(tree)["y"].values
+    assert values.min() >= 0
+    assert values.max() <= 1
+
+
+def test_distances_between_posteriors(trees):
+    import arviz_stats
+
+    left, right = trees.values()
+    assert arviz_stats.kl_divergence(left, right, num_samples=50) > 0
+    assert arviz_stats.wasserstein(left, right, num_samples=50) > 0
+    assert arviz_stats.wasserstein(left, left, num_samples=50) == pytest.approx(0)
+
+
+def test_summaries_need_no_chains(tree):
+    import arviz_stats
+
+    table = arviz_stats.summary(tree, kind="stats")
+    assert not [name for name in table.columns if "hat" in name or "ess" in name]
+    assert arviz_stats.eti(tree)["w"].shape == (3, 2)
+
+
+PLOTS = {
+    "plot_forest": {},
+    "plot_dist": {},
+    "plot_pair": {},
+    "plot_ppc_dist": {},
+    "plot_ppc_pit": {},
+    "plot_loo_pit": {},
+}
+
+
+@quiet
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", PLOTS)
+def test_plots_of_a_tree(name, tree):
+    arviz_plots = pytest.importorskip("arviz_plots")
+    assert getattr(arviz_plots, name)(tree, backend="none", **PLOTS[name]) is not None
+
+
+@quiet
+def test_plots_of_leave_one_out(elpd):
+    arviz_plots = pytest.importorskip("arviz_plots")
+    assert arviz_plots.plot_khat(elpd["mean field"], backend="none") is not None
+
+
+def test_k_hat_per_datapoint_has_no_datapoints_here(runs):
+    with pytest.raises(ValueError, match=r"px.k_hat_joint"):
+        px.k_hat_per_datapoint(runs["mean field"])
+    assert torch.isfinite(px.k_hat_joint(runs["mean field"], num_samples=100).values)

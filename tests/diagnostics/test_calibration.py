@@ -1,0 +1,115 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from diagnostics.models import MODELS, Z_LIMIT, off
+from scipy.stats import binom
+from torch.distributions import Normal
+
+import pyro_ext as px
+from pyro_ext.diagnostics import sbc
+from pyro_ext.testing import NormalGlobal, NormalLocal
+
+EXACT = NormalLocal(torch.zeros(250), scale=0.7)
+NORMAL = Normal(0.0, 1.0)
+
+
+def calibrate(factor=1.0, shift=0.0, **options):
+    guide = off(EXACT, factor, shift)
+    return sbc(EXACT.model, guide, EXACT.x, num_simulations=2000, seed=0, **options)
+
+
+@pytest.fixture(scope="module")
+def right():
+    return calibrate()
+
+
+@pytest.mark.parametrize("prob", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.4])
+def test_coverage_is_that_of_the_scaled_interval(factor, prob):
+    found = calibrate(factor, num_draws=999).coverage(prob)["z"]
+    half = NORMAL.icdf(torch.tensor((1 + prob) / 2))
+    expected = (2 * NORMAL.cdf(factor * half) - 1).item()
+    error = (expected * (1 - expected) / 2000) ** 0.5
+    # 999 draws place the interval's ends to a thousandth.
+    assert abs(found - expected) < Z_LIMIT * error + 0.005
+
+
+def test_an_exact_guide_passes(right):
+    assert right.p_value > 1e-4
+    assert right.table.loc["z", "symmetry"] > 1e-4
+    assert right.refits == 0
+    assert right.pit["z"].shape == (2000,)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "fault"),
+    [(0.7, 0.0, "too narrow"), (1.4, 0.0, "too wide"), (1.0, 0.5, "too high")],
+)
+def test_faults_are_named(factor, shift, fault):
+    found = calibrate(factor, shift)
+    assert found.p_value < 1e-6
+    assert found.verdict == f"not calibrated: z is {fault}"
+    assert (found.table.loc["z", "symmetry"] < 1e-6) == (shift != 0)
+    assert fault in str(found)
+
+
+def test_p_values_are_calibrated():
+    small = NormalLocal(torch.zeros(50))
+    p_values = [
+        sbc(small.model, off(small), small.x, num_simulations=50, seed=seed).p_value
+        for seed in range(60)
+    ]
+    assert sum(p <= 0.1 for p in p_values) <= binom.isf(1e-6, 60, 0.1)
+
+
+def test_ranks_of_global_latents_are_one_per_data_set():
+    exact = NormalGlobal(torch.zeros(5))
+
+    def guide(x):
+        mean = x.sum() / 6
+        pyro.sample("mu", dist.Normal(mean, 6**-0.5))
+
+    found = sbc(exact.model, guide, exact.x, num_simulations=100, seed=0)
+    assert found.pit["mu"].shape == (100,)
+    assert found.p_value > 1e-4
+
+
+def test_free_parameters_are_fitted_anew():
+    exact = MODELS["regression"]
+    guide = px.AutoJoint(exact.model, init_scale=0.3)
+    guide.setup(*exact.args)
+    before = guide.params.detach().clone()
+    found = sbc(exact.model, guide, *exact.args, num_simulations=4, num_steps=150, seed=0)
+    assert found.refits == 4
+    assert found.pit["w"].shape == (4, 3)
+    assert list(found.table.index) == ["w[0]", "w[1]", "w[2]"]
+    # Without the new fits the guide's own answer would be tens of sds from the truth.
+    assert abs(found.scores["w"]).mean() < 3
+    torch.testing.assert_close(guide.params.detach(), before, rtol=0, atol=0)
+
+
+def test_a_refit_of_ones_own():
+    exact = NormalGlobal(torch.zeros(5))
+    seen = []
+
+    def refit(x):
+        seen.append(x)
+        return NormalGlobal(x).guide
+
+    found = sbc(exact.model, exact.guide, exact.x, num_simulations=60, refit=refit, seed=0)
+    assert len(seen) == found.refits == 60
+    assert found.p_value > 1e-4
+
+
+def test_tree_is_what_arviz_plots(right):
+    arviz_plots = pytest.importorskip("arviz_plots")
+    assert right.tree["prior_sbc"]["z"].dims == ("chain", "draw")
+    arviz_plots.plot_ecdf_pit(
+        right.tree, backend="none", stats={"ecdf_pit": {"n_simulations": 50}}
+    )
+
+
+def test_too_few_simulations_raise():
+    with pytest.raises(ValueError, match=r"num_simulations >= 2.*got 1 and 99"):
+        sbc(EXACT.model, EXACT.guide, EXACT.x, num_simulations=1)

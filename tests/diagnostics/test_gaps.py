@@ -1,0 +1,161 @@
+import pyro
+import pytest
+import torch
+from diagnostics.models import MODELS, Z_LIMIT
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
+
+import pyro_ext as px
+from models.linear_gaussian import LinearGaussian, data
+from pyro_ext.diagnostics import gaps, rates
+
+MODEL = LinearGaussian.random(num_features=8, latent_dim=2)
+X = data(30, model=MODEL)
+
+
+class Encoder(torch.nn.Module):
+    """Sees less than it would need."""
+
+    def forward(self, x):
+        return x[:, :3].tanh()
+
+
+@pytest.fixture(scope="module")
+def guide():
+    torch.manual_seed(0)
+    guide = px.AutoAmortized(MODEL, Encoder(), plate="data", init_scale=0.3)
+    guide.setup(X)
+    return guide
+
+
+@pytest.fixture(scope="module")
+def found(guide):
+    return gaps(MODEL, guide, X, num_samples=1000, seed=0)
+
+
+def encoded(guide):
+    with torch.no_grad():
+        (group,) = guide.groups
+        params = guide._params(group, guide._batch((X,), {}, draw=False), (X,), {})
+        return group.posterior(params)
+
+
+def test_gaps_of_a_linear_gaussian_model_are_those_in_closed_form(guide, found):
+    mean, covariance = MODEL.posterior(X)
+    precision = torch.linalg.inv(covariance)
+    # The best diagonal normal has the posterior's mean and the precision's diagonal.
+    approximation = (precision.diagonal().log().sum() - precision.logdet()).detach() / 2
+    q = encoded(guide)
+    exact = MultivariateNormal(mean.detach(), covariance.detach())
+    whole = kl_divergence(MultivariateNormal(q.mean, q.variance.diag_embed()), exact)
+    scores = {
+        "approximation": (found.approximation.value - approximation) / found.approximation.se,
+        "amortization": (found.amortization.value - (whole - approximation))
+        / found.amortization.se,
+    }
+    for name, score in scores.items():
+        assert score.abs().max() < Z_LIMIT, name
+    assert found.approximation.se.max() < 0.01
+    assert found.worst(3).tolist() == (whole.argsort(descending=True)[:3]).tolist()
+    assert 0.9 < found.share < 1
+    assert found.num_params == (16, 120)
+    assert "amortization gap" in str(found)
+
+
+def test_gaps_add_up_to_the_elbo(found):
+    whole = found.log_evidence.value - found.approximation.value - found.amortization.value
+    torch.testing.assert_close(whole, found.elbo.value, rtol=0, atol=1e-3)
+
+
+def test_a_known_evidence_is_used(guide):
+    exact = MODEL.log_evidence_per_datum(X).detach()
+    found = gaps(MODEL, guide, X, log_evidence=exact, num_samples=200, num_steps=20, seed=0)
+    torch.testing.assert_close(found.log_evidence.value, exact)
+    assert found.k_hat is None
+
+
+def test_paired_errors_are_smaller_than_those_of_separate_draws():
+    guide = px.AutoAmortized(MODEL, lambda x: x, plate="data")
+    run = px.fit(MODEL, guide, data=X, num_steps=300, train="guide", seed=0)
+    found = gaps(run, num_samples=500, seed=0)
+    separate = (found.elbo.se.square() + found.best_elbo.se.square()).sqrt()
+    assert (found.amortization.se < separate).all()
+    assert (found.amortization.se < 0.7 * separate).double().mean() > 0.2
+
+
+def test_a_guide_of_global_latents_has_one_gap():
+    exact = MODELS["regression"]
+    run = px.fit(exact.model, px.AutoJoint(exact.model), data=exact.args, num_steps=30, seed=0)
+    found = gaps(run, num_samples=2000, seed=0)
+    precision = torch.linalg.inv(exact.posterior().covariance)
+    expected = (precision.diagonal().log().sum() - precision.logdet()).item() / 2
+    assert found.approximation.value.shape == ()
+    assert abs(found.approximation.value - expected) < Z_LIMIT * found.approximation.se
+    assert found.amortization.value > 0.1
+    assert found.seconds[0] == run.seconds
+
+
+def test_gaps_need_an_automatic_guide():
+    exact = MODELS["local"]
+    with pytest.raises(TypeError, match=r"one of the automatic guides.*got method"):
+        gaps(exact.model, exact.guide, exact.x)
+
+
+def test_an_evidence_of_another_shape_raises(guide):
+    with pytest.raises(ValueError, match=r"shape \(30,\).*got \(3,\)"):
+        gaps(MODEL, guide, X, log_evidence=torch.zeros(3), num_samples=100, num_steps=1)
+
+
+def posterior_guide(x):
+    mean, covariance = MODEL.posterior(x)
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", pyro.distributions.MultivariateNormal(mean, covariance))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 8000])
+def test_rates_of_a_linear_gaussian_model_are_those_in_closed_form(chunk_size):
+    found = rates(MODEL, posterior_guide, X, num_samples=500, chunk_size=chunk_size, seed=0)
+    mean, covariance = (part.detach() for part in MODEL.posterior(X))
+    prior = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    rate = kl_divergence(MultivariateNormal(mean, covariance), prior)
+    error = (found.per_datum["rate"].value - rate) / found.per_datum["rate"].se
+    assert error.abs().max() < Z_LIMIT
+    marginals = Normal(mean, covariance.diagonal().sqrt())
+    kl = kl_divergence(marginals, Normal(0.0, 1.0)).mean(0)
+    # Each datum's mean is off by sd / √500, its log sd by 1 / √1000, over 30 data.
+    torch.testing.assert_close(found.kl, kl, rtol=0, atol=0.05)
+    torch.testing.assert_close(found.spread, mean.var(0), rtol=0.05, atol=0.02)
+    assert found.labels == ["z[0]", "z[1]"]
+    assert found.active.all()
+    elbo = px.evidence(MODEL, posterior_guide, X, num_particles=20, num_repeats=2).elbo
+    assert found.elbo == pytest.approx(elbo.value)
+    assert found.aggregated_test.p_value > 0.001
+    assert "active dimensions" in str(found)
+
+
+def test_unused_latents_are_not_active_and_overlap():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", pyro.distributions.Normal(z[..., 0], 0.1), obs=x)
+
+    def guide(x):
+        loc = torch.stack([x, torch.zeros_like(x)], -1)
+        with pyro.plate("data", len(x)):
+            scale = torch.tensor([0.1, 1.0])
+            pyro.sample("z", pyro.distributions.Normal(loc, scale).to_event(1))
+
+    x = 3 * torch.arange(20.0) - 30
+    found = rates(model, guide, x, num_samples=2000, seed=0)
+    assert found.active.tolist() == [True, False]
+    assert abs(found.kl[1].item()) < 0.002
+    # Neighbours are 30 sds apart; the coefficient of the far ones vanishes.
+    assert found.neighbour_overlap.max() < 1e-40
+    assert found.aggregated_test.p_value < 0.01
+    same = rates(model, guide, torch.zeros(20), num_samples=2000, seed=0)
+    assert same.neighbour_overlap.min() > 0.99
+
+
+def test_rates_need_local_latents():
+    exact = MODELS["hierarchy"]
+    with pytest.raises(ValueError, match="latents in one data plate"):
+        rates(exact.model, exact.guide, exact.x)

@@ -64,7 +64,9 @@ class Density:
     def _run(self, pair: Pair, num: int) -> tuple[Traces, Term]:
         particles = Particles(num, 1)
         traces = run_pair(pair, self.structure, particles, Mode())
-        (term,) = make_terms(traces.model, traces.guide, self.structure, particles, traces.paths)
+        (term,) = make_terms(
+            traces.model, traces.guide, self.structure, particles, traces.paths, traces.guide
+        )
         return traces, term
 
     def draw(self, num: int) -> tuple[Point, dict[str, Tensor]]:

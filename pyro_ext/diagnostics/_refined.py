@@ -14,7 +14,7 @@ from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.autoguide.local import LocalGuide
 from pyro_ext.diagnostics._target import Target
 from pyro_ext.losses import ELBO
-from pyro_ext.training import fit
+from pyro_ext.training.fit import fit
 
 __all__ = ["refined"]
 

@@ -4,6 +4,7 @@ from pyro_ext import bounds as bounds
 from pyro_ext.autoguide import AutoAmortized as AutoAmortized
 from pyro_ext.autoguide import AutoJoint as AutoJoint
 from pyro_ext.autoguide import AutoPerDatapoint as AutoPerDatapoint
+from pyro_ext.autoguide import AutoSemiAmortized as AutoSemiAmortized
 from pyro_ext.diagnostics import Comparison as Comparison
 from pyro_ext.diagnostics import Estimate as Estimate
 from pyro_ext.diagnostics import Evidence as Evidence
@@ -18,8 +19,12 @@ from pyro_ext.diagnostics import k_hat_per_datapoint as k_hat_per_datapoint
 from pyro_ext.diagnostics import to_datatree as to_datatree
 from pyro_ext.families import Diagonal as Diagonal
 from pyro_ext.families import Family as Family
+from pyro_ext.families import Flow as Flow
 from pyro_ext.families import FullCovariance as FullCovariance
+from pyro_ext.families import Householder as Householder
+from pyro_ext.families import Implicit as Implicit
 from pyro_ext.families import LowRank as LowRank
+from pyro_ext.families import Mixture as Mixture
 from pyro_ext.losses import CIWAE as CIWAE
 from pyro_ext.losses import CUBO as CUBO
 from pyro_ext.losses import ELBO as ELBO
@@ -37,6 +42,7 @@ from pyro_ext.minibatch import MiniBatch as MiniBatch
 from pyro_ext.training import CompiledSVI as CompiledSVI
 from pyro_ext.training import Run as Run
 from pyro_ext.training import fit as fit
+from pyro_ext.training import refine as refine
 from pyro_ext.weights import LogWeights as LogWeights
 from pyro_ext.weights import Term as Term
 from pyro_ext.weights import log_weights as log_weights

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair
 from pyro_ext._replay import remember_params
+from pyro_ext._strata import stratify
 from pyro_ext._terms import Particles, PathScale, score
 from pyro_ext.structure import ParticlePlate, Structure, is_random, sample_sites, trace_params
 
@@ -44,10 +45,12 @@ class Mode:
         values: How latents pass gradients on to the guide: ``"attached"``, ``"scaled"`` (by
             ``Term.scale_path``), ``"detached"``, or ``"leaf"`` (they are leaves, see ``Leaf``).
         stop_guide: Whether log q is evaluated with the guide's parameters stopped.
+        stratified: Whether mixtures share out their particles among their components.
     """
 
     values: Literal["attached", "scaled", "detached", "leaf"] = "attached"
     stop_guide: bool = False
+    stratified: bool = False
 
     @property
     def rerun(self) -> Rerun:
@@ -104,8 +107,10 @@ def run_pair(pair: Pair, structure: Structure, particles: Particles, mode: Mode)
     """
     paths = [PathScale() for _ in range(len(structure.local) + 1)]
     leaves: tuple[Leaf, ...] = ()
-    with particle_plates(structure, particles):
-        if mode == Mode():
+    outer, inner = particles.dims(structure.nesting)
+    axes = tuple(dim for dim in (inner, outer) if dim is not None)
+    with particle_plates(structure, particles), stratify(axes if mode.stratified else None):
+        if mode.values == "attached" and not mode.stop_guide:
             model_trace, guide_trace = traces(pair)
             scored = guide_trace
         else:

@@ -1,8 +1,8 @@
 """From the sites of two traces to log weights per element of each set of independent plates."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ext._strata import check_plates, stratified
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
 __all__ = [
@@ -116,6 +117,9 @@ class Term:
         scale: Factor outside the bound: subsampling N/B, ``poutine.scale``, 1 / ``num_outer``.
         subsampled: A subsampled plate whose scale had to stay inside the weight, or None. A
             K-sample bound of such a weight is no bound.
+        log_strata: Log of how often each particle counts, shape ``(particles, *batch)``, where
+            mixtures shared out the particles; else None.
+        log_outer_strata: The same for outer draws, broadcastable to ``batch``, or None.
     """
 
     log_p: Float[Tensor, " particles *batch"]
@@ -126,11 +130,29 @@ class Term:
     subsampled: str | None
     _path: PathScale = field(repr=False)
     _layout: _Layout = field(repr=False)
+    log_strata: Float[Tensor, " particles *batch"] | None = None
+    log_outer_strata: Tensor | None = None
 
     @property
     def log_w(self) -> Float[Tensor, " particles *batch"]:
         """Log p(x, z) - log q(z)."""
         return self.log_p - self.log_q
+
+    def estimate(
+        self, bound: Callable[..., Tensor], log_w: Float[Tensor, " particles *batch"] | None = None
+    ) -> Float[Tensor, ""]:
+        """Return scale · Σ bound, each outer draw as often as it counts.
+
+        Args:
+            bound: A function of ``pyro_ext.bounds``.
+            log_w: Log weights to take instead of this term's.
+        """
+        log_w = self.log_w if log_w is None else log_w
+        known = {} if self.log_strata is None else {"log_strata": self.log_strata}
+        value = bound(log_w, **known)
+        if self.log_outer_strata is not None:
+            value = value * self.log_outer_strata.exp()
+        return self.scale * value.sum()
 
     def scale_path(self, weights: Float[Tensor, " particles *batch"]) -> None:
         """Set the factor on the gradients through this term's latents."""
@@ -204,6 +226,7 @@ def make_terms(
     structure: Structure,
     particles: Particles,
     paths: Sequence[PathScale],
+    drawn: Trace,
 ) -> tuple[Term, ...]:
     """Return the terms of a pair of traces, the global one first.
 
@@ -213,23 +236,38 @@ def make_terms(
         structure: The pair's independent plates.
         particles: The particle plates that the traces ran in.
         paths: Gradient scales, of the global term and of each entry of ``structure.local``.
+        drawn: Trace of the guide, as it drew.
     """
     homes: dict[int | None, tuple[list[Any], list[Any]]] = {}
     for side, trace in enumerate((model_trace, guide_trace)):
         for _, site in sample_sites(trace):
             if side == 0 or not site["is_observed"] or site["infer"].get("is_auxiliary"):
                 homes.setdefault(structure.home(site), ([], []))[side].append(site)
-    terms = []
+    terms: list[Term] = []
     for home in (None, *range(len(structure.local))):
         if home in homes:
             path = paths[0 if home is None else home + 1]
-            terms.append(_term(*homes[home], home, structure, particles, path))
+            model_sites, guide_sites = homes[home]
+            origins = [drawn.nodes[site["name"]] for site in guide_sites]
+            term = _term(model_sites, guide_sites, origins, home, structure, particles, path)
+            terms.append(_inside(terms[0], term) if terms else term)
     return tuple(terms)
+
+
+def _inside(first: Term, term: Term) -> Term:
+    """Return a local term whose outer draws count as often as those of the globals say too."""
+    shared = None if first.plates else first.log_outer_strata
+    if shared is None:
+        return term
+    shared = shared.reshape(-1, *(1,) * len(term.plates))
+    own = term.log_outer_strata
+    return replace(term, log_outer_strata=shared if own is None else own + shared)
 
 
 def _term(
     model_sites: list[Any],
     guide_sites: list[Any],
+    origins: list[Any],
     home: int | None,
     structure: Structure,
     particles: Particles,
@@ -259,25 +297,62 @@ def _term(
             "or pass joint=True."
         )
     sizes = (particles.outer, inner, *log_p.shape[2:])
-    log_p, log_q, score = (part.expand(sizes).movedim(1, 0) for part in (log_p, log_q, score))
-    if particles.outer == 1:
-        log_p, log_q, score = log_p.squeeze(1), log_q.squeeze(1), score.squeeze(1)
-    scale = outside / particles.outer
-    return Term(log_p, log_q, score if scored else None, names, scale, subsampled, path, layout)
+
+    def arranged(part: Tensor) -> Tensor:
+        part = part.expand(sizes).movedim(1, 0)
+        return part.squeeze(1) if particles.outer == 1 else part
+
+    log_strata, outer_strata = _strata(origins, names, layout)
+    return Term(
+        arranged(log_p),
+        arranged(log_q),
+        arranged(score) if scored else None,
+        names,
+        outside / particles.outer,
+        subsampled,
+        path,
+        layout,
+        None if log_strata is None else arranged(log_strata),
+        outer_strata,
+    )
+
+
+def _strata(
+    sites: list[Any], plates: tuple[str, ...], layout: _Layout
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the strata of a term, (outer, inner, *batch), and of its outer draws."""
+    inner: Tensor | None = None
+    outer: Tensor | None = None
+    for site in sites:
+        fn = stratified(site)
+        if fn is None or fn.log_strata is None:
+            continue
+        check_plates(site, plates)
+        part = layout.collect(fn.log_strata, _sizes(site, layout))
+        if fn.strata_dim == layout.particles.dims(layout.nesting)[1]:
+            inner = part if inner is None else inner + part
+        else:
+            outer = part[:, 0] if outer is None else outer + part[:, 0]
+    return inner, outer
+
+
+def _sizes(site: Any, layout: _Layout) -> list[int]:
+    """Return the size of each plate dim of a site."""
+    sizes = [1] * layout.nesting
+    for frame in plate_frames(site):
+        sizes[frame.dim] = frame.size
+    return sizes
 
 
 def _total(sites: list[Any], factors: list[Any], layout: _Layout) -> Tensor | None:
     total: Tensor | None = None
     for site, factor in zip(sites, factors, strict=True):
-        sizes = [1] * layout.nesting
-        for frame in plate_frames(site):
-            sizes[frame.dim] = frame.size
         log_prob = site_log_prob(site)
         lead = max(log_prob.dim() - layout.nesting, 0)
         check_shape(site, log_prob.shape, min(lead, layout.particles.count_dims))
         if isinstance(factor, Tensor) or factor != 1:
             log_prob = log_prob * factor
-        part = layout.collect(log_prob, sizes)
+        part = layout.collect(log_prob, _sizes(site, layout))
         total = part if total is None else total + part
     return total
 

@@ -1,7 +1,11 @@
-"""Bounds on the log evidence: pure functions of log importance weights.
+r"""Bounds on the log evidence: pure functions of log importance weights.
 
 Each takes ``log_weights`` of shape ``(particles, *batch)`` and returns ``batch``. A subsampling
 scale belongs outside, and so does the sum over the batch.
+
+Particles that are drawn from the components of a mixture in turn, and not from the mixture, count
+S α each, for S components of shares α: a mean over particles is then
+:math:`\frac1K \sum_k S \alpha_{c(k)} h(z_k)`, with ``log_strata`` the log of these factors.
 """
 
 import math
@@ -15,13 +19,18 @@ __all__ = ["ciwae", "cubo", "elbo", "iwae", "jackknife", "renyi"]
 _NEAR_ONE = 1e-3  # |1 - alpha| below which the Rényi bound is computed about the ELBO
 
 
-def elbo(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *batch"]:
+def elbo(
+    log_weights: Float[Tensor, " particles *batch"],
+    *,
+    log_strata: Float[Tensor, " particles *batch"] | None = None,
+) -> Float[Tensor, " *batch"]:
     r"""Return the evidence lower bound, estimated with K particles.
 
     .. math:: \mathcal{L} = \frac1K \sum_k \log w_k
 
     Args:
         log_weights: Log importance weights, shape ``(particles, *batch)``.
+        log_strata: Log of how often each particle counts, where they are stratified.
 
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2013) | https://arxiv.org/abs/1312.6114
@@ -30,16 +39,21 @@ def elbo(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *ba
         >>> elbo(torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
         tensor([1., 2.])
     """
-    return log_weights.mean(0)
+    return _mean(log_weights, log_strata)
 
 
-def iwae(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *batch"]:
+def iwae(
+    log_weights: Float[Tensor, " particles *batch"],
+    *,
+    log_strata: Float[Tensor, " particles *batch"] | None = None,
+) -> Float[Tensor, " *batch"]:
     r"""Return the importance-weighted bound of K particles.
 
     .. math:: \mathcal{L}_K = \log \frac1K \sum_k w_k
 
     Args:
         log_weights: Log importance weights, shape ``(particles, *batch)``.
+        log_strata: Log of how often each particle counts, where they are stratified.
 
     References:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2015) |
@@ -49,11 +63,16 @@ def iwae(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *ba
         >>> iwae(torch.tensor([[1.0], [3.0]]).log())
         tensor([0.6931])
     """
+    if log_strata is not None:
+        log_weights = log_weights + log_strata
     return torch.logsumexp(log_weights, 0) - math.log(log_weights.shape[0])
 
 
 def ciwae(
-    log_weights: Float[Tensor, " particles *batch"], beta: float
+    log_weights: Float[Tensor, " particles *batch"],
+    beta: float,
+    *,
+    log_strata: Float[Tensor, " particles *batch"] | None = None,
 ) -> Float[Tensor, " *batch"]:
     r"""Return the convex combination of the ELBO and the importance-weighted bound.
 
@@ -62,6 +81,7 @@ def ciwae(
     Args:
         log_weights: Log importance weights, shape ``(particles, *batch)``.
         beta: Share of the ELBO, in [0, 1].
+        log_strata: Log of how often each particle counts, where they are stratified.
 
     Raises:
         ValueError: If ``beta`` is outside [0, 1].
@@ -76,11 +96,15 @@ def ciwae(
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"ciwae: expected beta in [0, 1]; got {beta}. Write: beta=0.5.")
-    return beta * elbo(log_weights) + (1 - beta) * iwae(log_weights)
+    one = elbo(log_weights, log_strata=log_strata)
+    return beta * one + (1 - beta) * iwae(log_weights, log_strata=log_strata)
 
 
 def renyi(
-    log_weights: Float[Tensor, " particles *batch"], alpha: float
+    log_weights: Float[Tensor, " particles *batch"],
+    alpha: float,
+    *,
+    log_strata: Float[Tensor, " particles *batch"] | None = None,
 ) -> Float[Tensor, " *batch"]:
     r"""Return the Rényi bound of order α, estimated with K particles (VR-IWAE).
 
@@ -91,6 +115,7 @@ def renyi(
     Args:
         log_weights: Log importance weights, shape ``(particles, *batch)``.
         alpha: Order α, any real number.
+        log_strata: Log of how often each particle counts, where they are stratified.
 
     References:
         Rényi Divergence Variational Inference (Li and Turner, 2016) |
@@ -104,17 +129,22 @@ def renyi(
     """
     order = 1 - alpha
     if abs(order) >= _NEAR_ONE:
-        return iwae(order * log_weights) / order
+        return iwae(order * log_weights, log_strata=log_strata) / order
     if order == 0:
-        return elbo(log_weights)
+        return elbo(log_weights, log_strata=log_strata)
     # About the largest weight, whatever is taken for it: it cancels. It must be finite.
     centre = log_weights.detach().amax(0).clamp(min=torch.finfo(log_weights.dtype).min)
-    excess = torch.expm1(order * (log_weights - centre)).mean(0)
+    excess = _mean(torch.expm1(order * (log_weights - centre)), log_strata)
+    if log_strata is not None:
+        excess = excess + torch.expm1(log_strata).mean(0)
     return centre + torch.log1p(excess) / order
 
 
 def cubo(
-    log_weights: Float[Tensor, " particles *batch"], order: float = 2.0
+    log_weights: Float[Tensor, " particles *batch"],
+    order: float = 2.0,
+    *,
+    log_strata: Float[Tensor, " particles *batch"] | None = None,
 ) -> Float[Tensor, " *batch"]:
     r"""Return the χ upper bound of order n, estimated with K particles.
 
@@ -127,6 +157,7 @@ def cubo(
     Args:
         log_weights: Log importance weights, shape ``(particles, *batch)``.
         order: Order n, at least 1.
+        log_strata: Log of how often each particle counts, where they are stratified.
 
     Raises:
         ValueError: If ``order`` is less than 1: then it is no upper bound.
@@ -141,7 +172,7 @@ def cubo(
     """
     if not order >= 1:
         raise ValueError(f"cubo: expected order >= 1; got {order}. Write: order=2.")
-    return renyi(log_weights, alpha=1 - order)
+    return renyi(log_weights, alpha=1 - order, log_strata=log_strata)
 
 
 def jackknife(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, " *batch"]:
@@ -177,3 +208,7 @@ def jackknife(log_weights: Float[Tensor, " particles *batch"]) -> Float[Tensor, 
     rest = torch.logsumexp(log_weights.scatter(0, largest, -math.inf), 0, keepdim=True)
     left_out = (total + torch.log1p(-share)).scatter(0, largest, rest) - math.log(count - 1)
     return count * iwae(log_weights) - (count - 1) * left_out.mean(0)
+
+
+def _mean(values: Tensor, log_strata: Tensor | None) -> Tensor:
+    return (values if log_strata is None else log_strata.exp() * values).mean(0)

@@ -1,7 +1,7 @@
 """(model, guide) → log importance weights. Plates, masks and scales are dealt with here only."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from pyro_ext._checks import Pair, check_pair, explain_failure
 from pyro_ext._discover import Found, discover, recall, suggested
 from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
-from pyro_ext._terms import Particles, Term, make_terms
+from pyro_ext._strata import stratified
+from pyro_ext._terms import Particles, PathScale, Term, make_terms
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
 __all__ = ["LogWeights", "Mode", "Term", "log_weights", "weigh"]
@@ -35,14 +36,13 @@ class LogWeights:
     max_plate_nesting: int
     leaves: tuple[Leaf, ...] = ()
 
-    def estimate(self, bound: Callable[[Tensor], Tensor]) -> Float[Tensor, ""]:
+    def estimate(self, bound: Callable[..., Tensor]) -> Float[Tensor, ""]:
         """Return Σ scale · bound(log w), the bound of the whole data set.
 
         Args:
             bound: A function of ``pyro_ext.bounds``.
         """
-        parts = [term.scale * bound(term.log_w).sum() for term in self.terms]
-        return torch.stack(parts).sum()
+        return torch.stack([term.estimate(bound) for term in self.terms]).sum()
 
     @property
     def hierarchical(self) -> bool:
@@ -147,6 +147,7 @@ def weigh(
     joint: bool,
     mode: Mode,
     adjust: Callable[[Trace, Trace], object] | None = None,
+    linear: bool = False,
 ) -> LogWeights:
     """Do the work of ``log_weights``.
 
@@ -157,14 +158,24 @@ def weigh(
         mode: Where gradients flow.
         adjust: Called with the model's trace and the guide's before their sites are added up; it
             may change their log densities and scales.
+        linear: Whether the bound is linear in log w, so that a joint weight may be split where
+            mixtures share out the particles of each element apart.
     """
     many = particles.count_dims > 0
+
+    def finished(traces: Traces, structure: Structure) -> LogWeights:
+        sites = (site for _, site in sample_sites(traces.guide))
+        if linear and joint and any(plate_frames(site) for site in sites if stratified(site)):
+            structure = _apart(pair, traces, mode.rerun, many=many)
+            traces = replace(traces, paths=[PathScale() for _ in (None, *structure.local)])
+        return _weights(traces, structure, particles, adjust)
+
     known = recall(pair, joint=joint, rerun=mode.rerun, many=many)
     found = known or discover(pair, joint=joint, rerun=mode.rerun, many=many)
     try:
         traces = run_pair(pair, found.structure, particles, mode)
         if suggested(traces.model, traces.guide, joint=joint) == found.suggested:
-            return _weights(traces, found.structure, particles, adjust)
+            return finished(traces, found.structure)
     except Exception as error:
         if known is None or _again(pair, joint=joint, rerun=mode.rerun, many=many) in (
             None,
@@ -175,7 +186,15 @@ def weigh(
     # The pair's plates have changed since they were looked at.
     found = discover(pair, joint=joint, rerun=mode.rerun, many=many)
     traces = run_pair(pair, found.structure, particles, mode)
-    return _weights(traces, found.structure, particles, adjust)
+    return finished(traces, found.structure)
+
+
+def _apart(pair: Pair, traces: Traces, rerun: Rerun, *, many: bool) -> Structure:
+    """Return the structure with weights for each element, of traces that ran for a joint one."""
+    found = recall(pair, joint=False, rerun=rerun, many=many)
+    if found is None or suggested(traces.model, traces.guide, joint=False) != found.suggested:
+        found = discover(pair, joint=False, rerun=rerun, many=many)
+    return found.structure
 
 
 def _again(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found | None:
@@ -194,5 +213,7 @@ def _weights(
     check_pair(traces.model, traces.guide)
     if adjust is not None:
         adjust(traces.model, traces.scored)
-    terms = make_terms(traces.model, traces.scored, structure, particles, traces.paths)
+    terms = make_terms(
+        traces.model, traces.scored, structure, particles, traces.paths, traces.guide
+    )
     return LogWeights(terms, traces.model, traces.guide, structure.nesting, traces.leaves)

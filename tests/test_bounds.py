@@ -232,3 +232,39 @@ def test_the_jackknife_is_no_objective_for_a_guide(sd: float) -> None:
     assert expected(bounds.jackknife, sd) > evidence + 0.04
     assert expected(bounds.jackknife, 2 * sd) > expected(bounds.jackknife, sd)
     assert expected(bounds.iwae, sd) < evidence
+
+
+# ---------------------------------------------------------------------- strata
+
+COUNTS = torch.tensor([[2, 1, 1, 0], [3, 0, 1, 0], [1, 1, 1, 1]]).T
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1 + 1e-5, 1 - 1e-5, -1.0])
+def test_strata_count_particles_in_renyi(alpha: float) -> None:
+    log_w, log_strata = 3 * draws(4, 3), COUNTS.double().log()
+    got = bounds.renyi(log_w, alpha, log_strata=log_strata)
+    torch.testing.assert_close(got, repeated(lambda w: bounds.renyi(w, alpha), log_w))
+
+
+@pytest.mark.parametrize("name", ["elbo", "iwae", "ciwae", "cubo"])
+def test_strata_count_particles(name: str) -> None:
+    """A particle that counts twice is two equal particles."""
+    log_w, log_strata = 3 * draws(4, 3), COUNTS.double().log()
+    options = {"ciwae": {"beta": 0.3}, "cubo": {"order": 3.0}}.get(name, {})
+    bound = getattr(bounds, name)
+    got = bound(log_w, **options, log_strata=log_strata)
+    torch.testing.assert_close(got, repeated(lambda w: bound(w, **options), log_w))
+
+
+def repeated(bound: Callable[[Tensor], Tensor], log_w: Tensor) -> Tensor:
+    """The bound of each column with its particles repeated."""
+    columns = zip(log_w.T, COUNTS.T, strict=True)
+    return torch.stack([bound(column.repeat_interleave(count)) for column, count in columns])
+
+
+@pytest.mark.parametrize("alpha", [1 - 1e-3 - 1e-9, 1 - 1e-3 + 1e-9])
+def test_renyi_with_strata_that_do_not_add_up(alpha: float) -> None:
+    """Where strata of two sites cross, the counts of K particles add up to K on average only."""
+    log_w, log_strata = 3 * draws(4, 50), draws(4, 50)
+    expected = reference.iwae((1 - alpha) * log_w + log_strata) / (1 - alpha)
+    torch.testing.assert_close(bounds.renyi(log_w, alpha, log_strata=log_strata), expected)

@@ -102,7 +102,7 @@ LOOPS: dict[str, tuple[Any, Any, Tensor]] = {
     "nested, amortized": (
         nested,
         lambda m: px.AutoAmortized(
-            m, lambda x: x, plate="data", family=px.FullCovariance(dense=True)
+            m, lambda x: x, plate="data", family=px.FullCovariance("dense")
         ),
         X.view(2, 3),
     ),

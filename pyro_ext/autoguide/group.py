@@ -13,12 +13,23 @@ from torch.distributions import (
     Distribution,
     IndependentTransform,
     Transform,
+    register_kl,
 )
 
 from pyro_ext.autoguide.packing import Latent, Packing
 from pyro_ext.families import Family
 
-__all__ = ["Group", "draw_apart"]
+__all__ = ["Group", "Image", "draw_apart"]
+
+
+class Image(dist.Delta):
+    """A Delta at a function of a draw: its log density belongs to q as that of the draw does."""
+
+
+@register_kl(Image, dist.Distribution)  # type: ignore[untyped-decorator]
+def _kl_of_image(image: Image, prior: Distribution) -> Tensor:
+    """Return log q - log p at the draw; the rule for Deltas leaves out the log density of q."""
+    return image.log_density - prior.log_prob(image.v)
 
 
 @dataclass(frozen=True)

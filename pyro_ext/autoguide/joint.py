@@ -1,10 +1,16 @@
 """All latents in one vector with one shared π."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
 from pyro.infer.autoguide import init_to_median
+from pyro.infer.autoguide.guides import AutoContinuous
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 from pyro_ext.autoguide.guide import Group, PackedGuide
 from pyro_ext.autoguide.packing import Latent, Packing
@@ -14,12 +20,14 @@ from pyro_ext.families import Diagonal, Family
 __all__ = ["AutoJoint"]
 
 
-class AutoJoint(PackedGuide):
+class AutoJoint(PackedGuide, AutoContinuous):  # type: ignore[metaclass]
     r"""Guide with all latents of the model in one vector, q(z; π) with one shared π.
 
     .. math:: \theta = T(z), \qquad z \sim q(z; \pi)
 
-    where T maps each site to its support. What a model with few latents wants.
+    where T maps each site to its support. What a model with few latents wants. It is an
+    ``AutoContinuous`` too: with a family that is a bijection of normal noise, a fitted guide goes
+    into ``pyro.infer.reparam.NeuTraReparam``, for NUTS in the warped space.
 
     Args:
         model: A Pyro model.
@@ -58,6 +66,11 @@ class AutoJoint(PackedGuide):
         self.family = Diagonal() if family is None else family
         self.plate: str | None = None
 
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        with poutine.block():
+            self._create_plates(*args, **kwargs)  # NeuTraReparam looks at them
+
     def _latent(self, name: str, site: Any) -> Latent:
         for frame in site["cond_indep_stack"]:
             if frame.full_size is not None and frame.size < frame.full_size:
@@ -81,3 +94,68 @@ class AutoJoint(PackedGuide):
     def _params(self, group: Group, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
         params: Tensor = self.params
         return params
+
+    # ------------------------------------------------------------------ AutoContinuous
+
+    @property
+    def latent_dim(self) -> int:
+        """Dimension D of z."""
+        return self._joint.packing.dim
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> Distribution:
+        """Return q(z; π), over the unconstrained vector of all latents.
+
+        Args:
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+        """
+        self.setup(*args, **kwargs)
+        return self._posterior(self._joint, self.params)
+
+    def get_base_dist(self) -> Distribution:
+        """Return the distribution of the noise that ``get_transform`` makes z of, N(0, I)."""
+        zeros = self.params.new_zeros(self.latent_dim)
+        return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Transform:
+        """Return the bijection ε ↦ z.
+
+        Args:
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+
+        Raises:
+            ValueError: If the family is not a bijection of D normal variables.
+        """
+        self.setup(*args, **kwargs)
+        group = self._joint
+        network = getattr(self, f"{group.name}_network", None)
+        transform = self.family.transform(self.params, self.latent_dim, network)
+        if transform is None:
+            raise ValueError(
+                f"AutoJoint: expected a family that maps {self.latent_dim} normal variables to z "
+                f"one to one; got {self.family}, which draws z in another way. Write: "
+                "px.AutoJoint(model, family=px.FullCovariance())."
+            )
+        return transform
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Sample z as ``forward`` does.
+
+        Args:
+            *args: The model's arguments.
+            **kwargs: The model's keyword arguments.
+        """
+        posterior: Any = self.get_posterior(*args, **kwargs)
+        name = self._auxiliary_name(self._joint)
+        return pyro.sample(name, posterior, infer={"is_auxiliary": True})
+
+    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[Any, Tensor]]:
+        prototype: Any = self.prototype_trace
+        for name, value in self._joint.packing.arrange(latent).items():
+            yield prototype.nodes[name], value
+
+    @property
+    def _joint(self) -> Group:
+        (group,) = self.groups
+        return group

@@ -15,7 +15,7 @@ __all__ = ["LocalGuide"]
 
 
 class LocalGuide(PackedGuide):
-    """Base of ``AutoPerDatapoint`` and ``AutoAmortized``."""
+    """Base of the guides with one π per datapoint."""
 
     def __init__(
         self,
@@ -27,6 +27,7 @@ class LocalGuide(PackedGuide):
         init_loc_fn: Callable[[Any], Tensor],
         init_scale: float,
         create_plates: Callable[..., Any] | None,
+        condition_on_globals: bool,
     ) -> None:
         super().__init__(
             model, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
@@ -34,6 +35,7 @@ class LocalGuide(PackedGuide):
         self.family = Diagonal() if family is None else family
         self.global_family = Diagonal() if global_family is None else global_family
         self.plate = plate
+        self.condition_on_globals = condition_on_globals
         self._subsampled: dict[str, tuple[int, int]] = {}
 
     def _latent(self, name: str, site: Any) -> Latent:
@@ -59,6 +61,12 @@ class LocalGuide(PackedGuide):
         groups = [Group("local", self.family, Packing(local, frame))]
         if shared:
             groups.insert(0, Group("global", self.global_family, Packing(shared, None)))
+        elif self.condition_on_globals:
+            raise ValueError(
+                f"{type(self).__name__}: expected latents outside plate '{frame.name}' with "
+                f"condition_on_globals=True; the sites {[site.name for site in local]} are all "
+                "inside. Write: condition_on_globals=False."
+            )
         return tuple(groups)
 
     def _data_plate(self, latents: tuple[Latent, ...]) -> Frame:
@@ -97,6 +105,30 @@ class LocalGuide(PackedGuide):
     @abstractmethod
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
         """Create what the local π come from."""
+
+    def _params(self, group: Group, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
+        if group.name == "global" or batch is None:
+            shared: Tensor = self.global_params
+            return shared
+        return self._local_params(batch, args, kwargs)
+
+    @abstractmethod
+    def _local_params(self, batch: Batch, args: Any, kwargs: Any) -> Tensor:
+        """Return π of each row, followed by its context if the globals condition it."""
+
+    def _conditions_others(self, group: Group) -> bool:
+        return self.condition_on_globals and group.name == "global"
+
+    def _params_given(self, group: Group, params: Tensor, given: Tensor) -> Tensor:
+        size = group.num_params
+        params, context = params.split([size, params.shape[-1] - size], dim=-1)
+        response: Tensor = self.response(context, given)
+        return params + response
+
+    @property
+    def _num_globals(self) -> int:
+        """Dimension of the vector of globals that conditions the local latents, or 0."""
+        return self.groups[0].packing.dim if self.condition_on_globals else 0
 
     def _batch(self, args: Any, kwargs: Any, *, draw: bool) -> Batch | None:
         frame = self._data_frame

@@ -128,6 +128,74 @@ class Packing:
             out[site.name] = value.reshape(kept)
         return out
 
+    def take(
+        self, values: dict[str, Tensor], size: int | None, batch_dims: int
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Pack values as a trace has them: particles to the left of all plates, or broadcast.
+
+        Args:
+            values: Constrained value of each site.
+            size: Number of elements of the data plate, or None if there is none.
+            batch_dims: Number of batch dims of one vector in a trace without particles.
+
+        Returns:
+            The values, and z, with the batch dims that ``unpack`` gives and takes in a trace.
+
+        Raises:
+            ValueError: If a value does not have the shape of its site.
+        """
+        particles = max(
+            values[site.name].dim() - len(site.event_shape) - self.nesting for site in self.sites
+        )
+        leading = max(particles, 0)
+        padded = {site.name: self._pad(site, values[site.name], leading) for site in self.sites}
+        sample = torch.broadcast_shapes(*(value.shape[:leading] for value in padded.values()))
+        for site in self.sites:
+            shape = self._batch_shape(site, size) + site.event_shape
+            try:
+                padded[site.name] = padded[site.name].expand(sample + shape)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"site '{site.name}': expected a value of shape {tuple(shape)}, with "
+                    f"particles to the left of it; got {tuple(values[site.name].shape)}. Write: "
+                    f"poutine.condition(guide, data={{'{site.name}': value}}) with one value for "
+                    "each element of the site's plates in this call."
+                ) from error
+        aligned = self.align(padded, leading)
+        z, _ = self.pack(aligned)
+        if leading:
+            return padded, z
+        return aligned, z.reshape(z.shape[self.nesting - batch_dims :])
+
+    def _pad(self, site: Latent, value: Tensor, leading: int) -> Tensor:
+        missing = leading + self.nesting + len(site.event_shape) - value.dim()
+        return value.reshape((1,) * missing + value.shape)
+
+    def _batch_shape(self, site: Latent, size: int | None) -> Size:
+        shape = [1] * self.nesting
+        for frame in site.frames:
+            data = self.plate is not None and frame.name == self.plate.name
+            shape[frame.dim] = size if data and size is not None else frame.size
+        return Size(shape)
+
+    def lower(self, z: Tensor) -> Tensor:
+        """Drop the batch dims of a vector that is one for all plates.
+
+        Args:
+            z: Vectors, shape ``(*sample, *batch, dim)`` with ``nesting`` batch dims of size 1.
+        """
+        return z.reshape(*z.shape[: z.dim() - 1 - self.nesting], z.shape[-1])
+
+    def lift(self, given: Tensor | None) -> Tensor | None:
+        """Give what ``lower`` of another packing returned this one's number of batch dims.
+
+        Args:
+            given: Vectors, shape ``(*sample, dim)``, or None.
+        """
+        if given is None:
+            return None
+        return given.reshape(*given.shape[:-1], *(1,) * self.nesting, given.shape[-1])
+
     def _inner(self, site: Latent) -> tuple[Frame, ...]:
         return tuple(f for f in site.frames if self.plate is None or f.name != self.plate.name)
 

@@ -5,10 +5,13 @@ from typing import Any
 
 from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pyro_ext.autoguide.guide import Group
 from pyro_ext.autoguide.local import LocalGuide
 from pyro_ext.autoguide.plates import Batch
+from pyro_ext.autoguide.response import LinearResponse
+from pyro_ext.autoguide.table import read_rows
 from pyro_ext.families import Family
 
 __all__ = ["AutoPerDatapoint"]
@@ -20,7 +23,12 @@ class AutoPerDatapoint(LocalGuide):
     .. math:: q(\theta, z) = q(\theta; \pi_0) \prod_i q(z_i; \pi_i)
 
     Latents outside the data plate are global and share π_0. A mini-batch reads and updates the
-    rows of its own datapoints.
+    rows of its own datapoints. With ``condition_on_globals`` the local latents depend on the
+    unconstrained vector z_θ of the globals:
+
+    .. math:: q(\theta, z) = q(\theta; \pi_0) \prod_i q(z_i; \pi_i + A_i z_\theta)
+
+    where A_i is a part of row i that starts at zero.
 
     Args:
         model: A Pyro model with latents inside a data plate.
@@ -31,10 +39,19 @@ class AutoPerDatapoint(LocalGuide):
         init_loc_fn: Where to start: a per-site initializer of ``pyro.infer.autoguide``.
         init_scale: Standard deviation to start from, in unconstrained units.
         create_plates: Function of the model's arguments that returns the plates to use.
+        condition_on_globals: Whether the local latents depend on the draw of the globals.
+            ``median`` and ``quantiles`` then take the globals at their median; the draws of
+            ``sample_posterior`` have the marginals.
+        sparse: Whether the table's gradient holds the rows of the mini-batch alone, so that a
+            step costs what the batch costs. ``px.fit`` then updates these rows alone. Pyro's SVI
+            has one class of optimizer for all parameters: give ``pyro.optim.PyroOptim`` a function
+            that returns ``SparseAdam(params, **options)`` where ``params[0].grad.is_sparse``, and
+            ``Adam`` elsewhere.
 
     Raises:
         ValueError: If the data plate is ambiguous or absent, or if the guide is called with
-            another number of datapoints than it was built for.
+            another number of datapoints than it was built for, or if there are no globals to
+            condition on.
 
     Example:
         >>> def model(x):
@@ -57,6 +74,8 @@ class AutoPerDatapoint(LocalGuide):
         init_loc_fn: Callable[[Any], Tensor] = init_to_median,
         init_scale: float = 0.1,
         create_plates: Callable[..., Any] | None = None,
+        condition_on_globals: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -66,24 +85,24 @@ class AutoPerDatapoint(LocalGuide):
             init_loc_fn=init_loc_fn,
             init_scale=init_scale,
             create_plates=create_plates,
+            condition_on_globals=condition_on_globals,
         )
+        self.sparse = sparse
 
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
         full = len(initial) if batch is None else batch.full_size
         in_order = len(initial) == full and (batch is None or batch.rows is None)
         table = initial if in_order else initial.mean(0).expand(full, -1)
+        if self.condition_on_globals:
+            table = pad(table, (0, group.num_params * self._num_globals))
+            self.response = LinearResponse()
         self.local_params = nn.Parameter(table.clone())
 
-    def _params(self, group: Group, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
-        if group.name == "global" or batch is None:
-            shared: Tensor = self.global_params
-            return shared
-        table: Tensor = self.local_params
-        if batch.full_size != len(table):
-            raise ValueError(
-                f"AutoPerDatapoint: expected plate '{self.plate}' to have the {len(table)} "
-                f"datapoints that this guide holds parameters for; got {batch.full_size}. For "
-                f"mini-batches write pyro.plate('{self.plate}', {len(table)}, subsample=rows) in "
-                "the model; for other data build a new guide, or use px.AutoAmortized."
-            )
-        return table if batch.rows is None else table.index_select(0, batch.rows.to(table.device))
+    def _local_params(self, batch: Batch, args: Any, kwargs: Any) -> Tensor:
+        return read_rows(
+            self.local_params,
+            batch,
+            sparse=self.sparse,
+            plate=self.plate,
+            owner=type(self).__name__,
+        )

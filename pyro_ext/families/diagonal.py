@@ -8,7 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_ext.families.affine import Affine
 from pyro_ext.families.family import Family, inverse_positive, positive
+from pyro_ext.families.linear_map import Scale
 
 __all__ = ["Diagonal", "normal_quantile"]
 
@@ -64,6 +66,19 @@ class Diagonal(Family):
         """
         loc, raw = params.split([dim, dim], dim=-1)
         return dist.Normal(loc, positive(raw)).to_event(1)
+
+    def transform(
+        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
+    ) -> Affine:
+        """Return ε ↦ μ + σ ⊙ ε.
+
+        Args:
+            params: π, shape ``(*batch, 2 * dim)``.
+            dim: Dimension D of z.
+            network: None.
+        """
+        loc, raw = params.split([dim, dim], dim=-1)
+        return Affine(loc, Scale(positive(raw)))
 
     def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
         """Return the marginal quantile of each coordinate, exactly.

@@ -6,8 +6,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Transform
 from torch.nn.functional import softplus
+
+from pyro_ext.families._quantile import quantile_by_draws
 
 __all__ = ["Family", "inverse_positive", "positive"]
 
@@ -28,7 +30,8 @@ class Family(ABC):
 
     A family holds no parameters: a guide stores π, or computes it from data, and asks the family
     for the distribution. A family of flows has networks too, which all π share: it builds them and
-    the guide keeps them. To add a family, write its four abstract methods.
+    the guide keeps them. To add a family, write its three abstract
+    methods, and the others where it can.
     """
 
     @property
@@ -71,14 +74,35 @@ class Family(ABC):
             network: What ``network(dim)`` returned.
         """
 
-    @abstractmethod
+    def transform(
+        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
+    ) -> Transform | None:
+        """Return the map ε ↦ z that makes q(z; π) of ε ~ N(0, I), of the same dimension.
+
+        It has no cache, and batch dims in π broadcast against those of ε. A family without such a
+        map keeps this default.
+
+        Args:
+            params: π, shape ``(*batch, num_params(dim))``.
+            dim: Dimension D of z.
+            network: What ``network(dim)`` returned.
+
+        Returns:
+            The map, or None.
+        """
+        return None
+
     def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
         """Return the marginal quantile of each coordinate of z.
+
+        By default that of 4096 draws, always the same ones, so that quantiles never cross; the
+        random numbers of the caller are left alone.
 
         Args:
             posterior: A distribution that this family made.
             prob: Probability in (0, 1).
         """
+        return quantile_by_draws(posterior, prob)
 
     def coordinates(self, posterior: Distribution) -> tuple[Tensor, Tensor] | None:
         """Return mean and standard deviation of each coordinate, if they are independent normals.

@@ -1,5 +1,6 @@
 """Normals with a full covariance S Sᵀ."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.utils import vec_to_tril_matrix
 
+from pyro_ext.families.affine import Affine
 from pyro_ext.families.affine_normal import AffineNormal
 from pyro_ext.families.diagonal import normal_quantile
 from pyro_ext.families.family import Family, inverse_positive, positive
+from pyro_ext.families.linear_map import Dense, LinearMap, LowerUpper, Triangle
 
 __all__ = ["FullCovariance"]
 
@@ -21,14 +24,24 @@ class FullCovariance(Family):
 
     .. math:: q(z; \pi) = \mathcal{N}(z \mid \mu, S S^\top)
 
-    By default S = diag(s) U, with U a lower triangle of unit diagonal: P = 2D + D(D-1)/2. With
-    ``dense=True`` S is any non-singular matrix and its entries are free: P = D + D².
+    ================  =======================================================  ================
+    ``factor``        S                                                        P
+    ================  =======================================================  ================
+    ``"triangular"``  diag(s) L, L a lower triangle of unit diagonal           2D + D(D-1)/2
+    ``"dense"``       any non-singular matrix, its entries free; it costs      D + D²
+                      one factorization per π
+    ``"lu"``          diag(s) L U, triangles of unit diagonal: dense, with     D + D²
+                      a determinant in O(D) and never singular
+    ================  =======================================================  ================
+
+    All three reach every covariance. A dense S has more ways to write one than the optimizer
+    needs, but it turns freely where a triangle depends on the order of the coordinates.
 
     Args:
-        dense: Whether S is a dense matrix instead of a triangle.
+        factor: Form of S.
 
     Raises:
-        ValueError: If a dense S is singular.
+        ValueError: If the form is unknown, if a dense S is singular, or if S = L U does not exist.
 
     Example:
         >>> family = FullCovariance()
@@ -38,11 +51,19 @@ class FullCovariance(Family):
                 [0.8000, 1.0000]])
     """
 
-    dense: bool = False
+    factor: str = "triangular"
+
+    def __post_init__(self) -> None:
+        """Check the name of the form."""
+        if self.factor not in _FORMS:
+            raise ValueError(
+                f"FullCovariance: expected factor to be one of {list(_FORMS)}; got "
+                f"{self.factor!r}. Write: px.FullCovariance('triangular')."
+            )
 
     def num_params(self, dim: int) -> int:
         """Return the number of entries of μ and S."""
-        return dim + dim**2 if self.dense else 2 * dim + dim * (dim - 1) // 2
+        return dim + _FORMS[self.factor].size(dim)
 
     def initial_params(
         self, loc: Float[Tensor, " *batch dim"], scale: Float[Tensor, " *rest"]
@@ -54,14 +75,8 @@ class FullCovariance(Family):
             scale: Standard deviations, shape ``(*batch, dim)``, or the matrix S itself, shape
                 ``(*batch, dim, dim)``.
         """
-        dim = loc.shape[-1]
         factor = scale if scale.dim() == loc.dim() + 1 else torch.diag_embed(scale.expand_as(loc))
-        if self.dense:
-            return torch.cat([loc, factor.flatten(-2)], dim=-1)
-        sd = factor.diagonal(dim1=-2, dim2=-1)
-        row, col = torch.tril_indices(dim, dim, -1, device=loc.device)
-        unit = (factor / sd.unsqueeze(-1))[..., row, col]
-        return torch.cat([loc, inverse_positive(sd), unit], dim=-1)
+        return torch.cat([loc, _FORMS[self.factor].pack(factor)], dim=-1)
 
     def distribution(
         self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
@@ -73,15 +88,23 @@ class FullCovariance(Family):
             dim: Dimension D of z.
             network: None.
         """
-        if self.dense:
-            loc, entries = params.split([dim, dim**2], dim=-1)
-            return AffineNormal(loc, entries.unflatten(-1, (dim, dim)), triangular=False)
-        loc, raw, unit = params.split([dim, dim, dim * (dim - 1) // 2], dim=-1)
-        sd = positive(raw)
-        factor = torch.diag_embed(sd)
-        if dim > 1:
-            factor = factor + sd.unsqueeze(-1) * vec_to_tril_matrix(unit, diag=-1)
-        return AffineNormal(loc, factor, triangular=True)
+        return AffineNormal(*self._split(params, dim))
+
+    def transform(
+        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
+    ) -> Affine:
+        """Return ε ↦ μ + S ε.
+
+        Args:
+            params: π, shape ``(*batch, num_params(dim))``.
+            dim: Dimension D of z.
+            network: None.
+        """
+        return Affine(*self._split(params, dim))
+
+    def _split(self, params: Tensor, dim: int) -> tuple[Tensor, LinearMap]:
+        loc, entries = params[..., :dim], params[..., dim:]
+        return loc, _FORMS[self.factor].build(entries, dim)
 
     def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
         """Return the marginal quantile of each coordinate, exactly.
@@ -91,3 +114,78 @@ class FullCovariance(Family):
             prob: Probability in (0, 1).
         """
         return normal_quantile(posterior, prob)
+
+
+def _below_diagonal(matrix: Tensor) -> Tensor:
+    dim = matrix.shape[-1]
+    row, col = torch.tril_indices(dim, dim, -1, device=matrix.device)
+    return matrix[..., row, col]
+
+
+def _from_below_diagonal(entries: Tensor, dim: int) -> Tensor:
+    """Return the lower triangle of unit diagonal that has these entries."""
+    eye = torch.eye(dim, dtype=entries.dtype, device=entries.device)
+    if dim == 1:
+        return eye.expand(*entries.shape[:-1], 1, 1)
+    return eye + vec_to_tril_matrix(entries, diag=-1)
+
+
+def _pack_triangular(factor: Tensor) -> Tensor:
+    sd = factor.diagonal(dim1=-2, dim2=-1)
+    return torch.cat([inverse_positive(sd), _below_diagonal(factor / sd.unsqueeze(-1))], dim=-1)
+
+
+def _build_triangular(entries: Tensor, dim: int) -> LinearMap:
+    sd = positive(entries[..., :dim]).unsqueeze(-1)
+    return Triangle(sd * _from_below_diagonal(entries[..., dim:], dim))
+
+
+def _pack_lu(factor: Tensor) -> Tensor:
+    """Eliminate without pivots: S = L diag(u) U = diag(u) (diag(u)⁻¹ L diag(u)) U."""
+    lower, rest = [], factor
+    upper = []
+    for step in range(factor.shape[-1]):
+        row = rest[..., step, :]
+        pivot = row[..., step]
+        if not bool((pivot > 0).all()):
+            raise ValueError(
+                "FullCovariance: expected a matrix S = L U with a positive diagonal; the leading "
+                f"minor of size {step + 1} does not grow. Write: px.FullCovariance('dense'), or "
+                "give the Cholesky factor of S Sᵀ, which defines the same normal."
+            )
+        column = rest[..., :, step] / pivot.unsqueeze(-1)
+        upper.append(row)
+        lower.append(column)
+        rest = rest - column.unsqueeze(-1) * row.unsqueeze(-2)
+    u, low = torch.stack(upper, -2), torch.stack(lower, -1)
+    scale = u.diagonal(dim1=-2, dim2=-1)
+    low = low * scale.unsqueeze(-2) / scale.unsqueeze(-1)
+    u = u / scale.unsqueeze(-1)
+    parts = [inverse_positive(scale), _below_diagonal(low), _below_diagonal(u.mT)]
+    return torch.cat(parts, dim=-1)
+
+
+def _build_lu(entries: Tensor, dim: int) -> LinearMap:
+    raw, low, up = entries.split([dim, dim * (dim - 1) // 2, dim * (dim - 1) // 2], dim=-1)
+    lower, upper = _from_below_diagonal(low, dim), _from_below_diagonal(up, dim).mT
+    return LowerUpper(positive(raw), lower, upper)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How the entries of π behind μ stand for S: their number, and the way to S and back."""
+
+    size: Callable[[int], int]
+    pack: Callable[[Tensor], Tensor]
+    build: Callable[[Tensor, int], LinearMap]
+
+
+_FORMS: dict[str, _Form] = {
+    "triangular": _Form(lambda d: d + d * (d - 1) // 2, _pack_triangular, _build_triangular),
+    "dense": _Form(
+        lambda d: d**2,
+        lambda factor: factor.flatten(-2),
+        lambda entries, dim: Dense(entries.unflatten(-1, (dim, dim))),
+    ),
+    "lu": _Form(lambda d: d**2, _pack_lu, _build_lu),
+}

@@ -61,6 +61,7 @@ class Annealed(BoundLoss):
     estimators: ClassVar[tuple[str, ...]] = ELBO.estimators
     _given: Tensor | None = None
     """β from outside, where the steps are counted there."""
+    _linear = True
 
     def __init__(self, elbo: BoundLoss, schedule: Schedule | float) -> None:
         if not isinstance(elbo, ELBO):
@@ -136,8 +137,8 @@ class Annealed(BoundLoss):
     def _options(self) -> dict[str, Any]:
         return {"elbo": self.elbo, "schedule": self.schedule}
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return self.elbo._bound(log_weights)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return self.elbo._bound(log_weights, log_strata=log_strata)
 
     def _check(self, log_weights: LogWeights) -> None:
         self.elbo._check(log_weights)

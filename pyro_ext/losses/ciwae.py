@@ -67,8 +67,8 @@ class CIWAE(BoundLoss):
             "estimator": self.estimator,
         }
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.ciwae(log_weights, self.beta)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.ciwae(log_weights, self.beta, log_strata=log_strata)
 
     def _path_factor(self, log_weights: Tensor) -> Tensor:
         weights = torch.softmax(log_weights, 0)

@@ -76,8 +76,8 @@ class CUBO(BoundLoss):
             "estimator": self.estimator,
         }
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.cubo(log_weights, self.order)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.cubo(log_weights, self.order, log_strata=log_strata)
 
     def _path_factor(self, log_weights: Tensor) -> Tensor:
         weights = torch.softmax(self.order * log_weights, 0)

@@ -73,6 +73,7 @@ class ELBO(BoundLoss):
     """
 
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "stl", "score")
+    _linear = True
 
     def __init__(
         self, num_particles: int = 1, *, estimator: str = "reparam", form: str = "mc"
@@ -127,5 +128,5 @@ class ELBO(BoundLoss):
     def _adjust(self, model_trace: Trace, guide_trace: Trace) -> object:
         return use_form(self.form, model_trace, guide_trace)
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.elbo(log_weights)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.elbo(log_weights, log_strata=log_strata)

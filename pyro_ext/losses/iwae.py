@@ -73,5 +73,5 @@ class IWAE(BoundLoss):
     def _options(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "estimator": self.estimator}
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.iwae(log_weights)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.iwae(log_weights, log_strata=log_strata)

@@ -46,6 +46,7 @@ class JackknifeIWAE(BoundLoss):
 
     hierarchies: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("reparam",)
+    stratified: ClassVar[tuple[str, ...]] = ()  # it leaves out one of independent draws
 
     def __init__(
         self,
@@ -65,5 +66,5 @@ class JackknifeIWAE(BoundLoss):
     def _options(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "estimator": self.estimator}
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
         return bounds.jackknife(log_weights)

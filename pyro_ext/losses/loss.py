@@ -16,8 +16,10 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair
 from pyro_ext._sitewise import sitewise
+from pyro_ext._strata import mixture
 from pyro_ext._terms import Particles
 from pyro_ext.losses.score import score_surrogate
+from pyro_ext.losses.strata import explain_mixture
 from pyro_ext.structure import is_random, sample_sites
 from pyro_ext.weights import LogWeights, Mode, weigh
 
@@ -29,17 +31,20 @@ SCORE_ESTIMATORS = ("score", "vimco", "wake")
 class BoundLoss(pyro.infer.ELBO):
     """Base of the losses; ``loss = -bound``, or the bound itself where it is an upper one.
 
-    ``estimators`` are the gradients that a loss has, ``upper`` tells an upper bound, and
-    ``hierarchies`` whether the bound may be taken of local latents inside each global draw.
+    ``estimators`` are the gradients that a loss has, and ``stratified`` those under which mixtures
+    share out their particles; ``upper`` tells an upper bound, and ``hierarchies`` whether the
+    bound may be taken of local latents inside each global draw.
 
     A loss object holds no state of a model or guide, so that one object serves any number of
     pairs.
     """
 
     estimators: ClassVar[tuple[str, ...]]
+    stratified: ClassVar[tuple[str, ...]] = ("reparam", "stl")
     upper: ClassVar[bool] = False
     hierarchies: ClassVar[bool] = True
     _sitewise: bool = False
+    _linear: bool = False
 
     def __init__(
         self, num_particles: int, *, estimator: str, num_outer: int = 1, joint: bool = False
@@ -80,8 +85,8 @@ class BoundLoss(pyro.infer.ELBO):
         """Return the arguments that make this loss."""
 
     @abstractmethod
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        """Return the bound of log weights ``(particles, *batch)``."""
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        """Return the bound of log weights ``(particles, *batch)``, see ``pyro_ext.bounds``."""
 
     def _adjust(self, model_trace: Trace, guide_trace: Trace) -> object:
         """Change log densities or scales of sites before they make up the log weights."""
@@ -115,10 +120,19 @@ class BoundLoss(pyro.infer.ELBO):
         if stop:
             self._check_replayable(guide, f"px.{type(self).__name__}(estimator='reparam')")
         pair = Pair(model, guide, args, kwargs)
-        mode = Mode("scaled" if scale_path else "attached", stop_guide=stop)
+        mode = Mode(
+            "scaled" if scale_path else "attached",
+            stop_guide=stop,
+            stratified=self.estimator in self.stratified,
+        )
         with sitewise(self._sitewise):
             log_weights = weigh(
-                pair, self.particles, joint=self.joint, mode=mode, adjust=self._adjust
+                pair,
+                self.particles,
+                joint=self.joint,
+                mode=mode,
+                adjust=self._adjust,
+                linear=self._linear,
             )
         self._check(log_weights)
         if scale_path:
@@ -181,6 +195,9 @@ class BoundLoss(pyro.infer.ELBO):
             )
             for site_name, site in sample_sites(log_weights.guide_trace):
                 if is_random(site) and not site["fn"].has_rsample:
+                    drawn = mixture(site)
+                    if drawn is not None:
+                        raise ValueError(explain_mixture(self, site, drawn, log_weights))
                     raise ValueError(
                         f"{self!r}: expected every guide site to be reparameterized; site "
                         f"'{site_name}' is {type(site['fn']).__name__}, which is not. Write: "

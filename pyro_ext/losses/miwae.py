@@ -62,5 +62,5 @@ class MIWAE(BoundLoss):
             "estimator": self.estimator,
         }
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.iwae(log_weights)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.iwae(log_weights, log_strata=log_strata)

@@ -69,8 +69,8 @@ class PIWAE(BoundLoss):
             "estimator": self.estimator,
         }
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.iwae(log_weights)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.iwae(log_weights, log_strata=log_strata)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -89,18 +89,24 @@ class PIWAE(BoundLoss):
         if not torch.is_grad_enabled():
             return super().differentiable_loss(model, guide, *args, **kwargs)
         self._check_replayable(guide, "px.MIWAE(estimator='reparam')")
-        mode = Mode("leaf", stop_guide=self.estimator == "dreg")
+        mode = Mode(
+            "leaf",
+            stop_guide=self.estimator == "dreg",
+            stratified=self.estimator in self.stratified,
+        )
         pair = Pair(model, guide, args, kwargs)
         log_weights = weigh(pair, self.particles, joint=self.joint, mode=mode)
         self._check(log_weights)
         value = log_weights.estimate(self._bound)
         parts = [self._path(log_weights, value)]
         for term in log_weights.terms:
-            both = term.log_p - term.log_q.detach()
+            both, scale = term.log_p - term.log_q.detach(), term.scale * self.particles.outer
+            for counts in (term.log_strata, term.log_outer_strata):
+                both = both if counts is None else both + counts.detach()
             flat = both.flatten(0, 1) if self.particles.outer > 1 else both
-            parts.append(term.scale * self.particles.outer * bounds.iwae(flat).sum())
+            parts.append(scale * bounds.iwae(flat).sum())
             if self.estimator == "reparam":
-                parts.append(term.scale * bounds.iwae(term.log_p.detach() - term.log_q).sum())
+                parts.append(term.estimate(self._bound, term.log_p.detach() - term.log_q))
         surrogate = torch.stack(parts).sum()
         return -(value.detach() + surrogate - surrogate.detach())
 

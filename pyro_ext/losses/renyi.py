@@ -75,8 +75,8 @@ class Renyi(BoundLoss):
             "estimator": self.estimator,
         }
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.renyi(log_weights, self.alpha)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.renyi(log_weights, self.alpha, log_strata=log_strata)
 
     def _path_factor(self, log_weights: Tensor) -> Tensor:
         weights = torch.softmax((1 - self.alpha) * log_weights, 0)

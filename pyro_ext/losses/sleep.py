@@ -81,8 +81,8 @@ class Sleep(BoundLoss):
     def _options(self) -> dict[str, Any]:
         return {"observed": self.observed}
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.elbo(log_weights)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.elbo(log_weights, log_strata=log_strata)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any

@@ -59,8 +59,8 @@ class WakeSleep(BoundLoss):
     def _options(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "estimator": self.estimator}
 
-    def _bound(self, log_weights: Tensor) -> Tensor:
-        return bounds.iwae(log_weights)
+    def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
+        return bounds.iwae(log_weights, log_strata=log_strata)
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any

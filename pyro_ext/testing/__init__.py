@@ -1,6 +1,5 @@
 """Ground truth for tests, of this package and of third parties."""
 
-from pyro_ext.testing.checks import check_guide, check_loss
 from pyro_ext.testing.conjugate import (
     ConjugateModel,
     GammaPoisson,
@@ -10,6 +9,8 @@ from pyro_ext.testing.conjugate import (
     NormalLocal,
     Posterior,
 )
+from pyro_ext.testing.guide_check import check_guide as check_guide
+from pyro_ext.testing.loss_check import check_loss as check_loss
 
 __all__ = [
     "ConjugateModel",

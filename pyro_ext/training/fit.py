@@ -23,10 +23,11 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step, count_rows, steps
 from pyro_ext.training.history import RECORD_EVERY, History
 from pyro_ext.training.nonfinite import explain_nonfinite
+from pyro_ext.training.optimizers import Optimizers
 from pyro_ext.training.parameters import find_parameters, held
 from pyro_ext.weights import log_weights
 
-__all__ = ["Run", "fit"]
+__all__ = ["Run", "arguments", "fit"]
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def fit(
         loss: What to minimize; by default ``ELBO()``.
         data: The model's argument, or a tuple of its arguments; None if it takes none.
         optim: From a list of parameters to a torch optimizer; by default Adam, from 0.02 down to
-            0 on a cosine.
+            0 on a cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of
+            the same options.
         schedule: From that optimizer to a torch learning-rate scheduler, stepped at every step.
         num_steps: Number of steps.
         batch_size: Rows of a mini-batch; by default all.
@@ -152,7 +154,7 @@ def fit(
     if optim is None:
         optim = partial(torch.optim.Adam, lr=0.02)
         schedule = partial(CosineAnnealingLR, T_max=num_steps) if schedule is None else schedule
-    args = () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
+    args = arguments(data)
     if num_steps < 1:
         raise ValueError(f"fit: expected num_steps >= 1; got {num_steps}. Write: num_steps=2000.")
     seed = int(torch.randint(2**31, ())) if seed is None else seed
@@ -169,8 +171,7 @@ def fit(
             plate = plate or getattr(guide, "plate", None)
             history = History(loss, count_rows(pair, plate), num_steps, devices)
             batches = steps(model, args, batch_size, plate)
-            optimizer = optim(params.trained)
-            scheduler = None if schedule is None else schedule(optimizer)
+            make_optimizers = partial(Optimizers, optim, schedule, params.trained)
             bar = tqdm(
                 islice(batches, num_steps),
                 total=num_steps,
@@ -179,7 +180,7 @@ def fit(
                 disable=None if progress else True,
             )
             with held(params.held):
-                _train(model, guide, loss, params.trained, optimizer, scheduler, bar, history)
+                _train(model, guide, loss, params.trained, make_optimizers, bar, history)
         finally:
             _leave_store(before, model, guide)
     seconds = time.perf_counter() - start
@@ -198,20 +199,26 @@ def fit(
     )
 
 
+def arguments(data: Any) -> tuple[Any, ...]:
+    """Return the model's arguments: none, one, or those of a tuple."""
+    return () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
+
+
 def _train(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     loss: BoundLoss,
     params: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    scheduler: LRScheduler | None,
+    make_optimizers: Callable[[], Optimizers],
     bar: "tqdm[Step]",
     history: History,
 ) -> None:
+    optimizers: Optimizers | None = None
     for number, step in enumerate(bar):
         if isinstance(loss, Annealed):
             loss.step = number
-        optimizer.zero_grad(set_to_none=True)
+        for param in params:
+            param.grad = None
         with pyro.validation_enabled(number == 0), step.context:
             value = loss.differentiable_loss(model, guide, *step.args)
             if not math.isfinite(value.item()):
@@ -225,9 +232,9 @@ def _train(
                 )
             history.record(number, value, model, guide, step.args)
             value.backward()
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
+        # Only a gradient tells whether it is sparse.
+        optimizers = make_optimizers() if optimizers is None else optimizers
+        optimizers.step()
         history.losses.append(value.detach())
         if number % RECORD_EVERY == 0:
             bar.set_postfix(loss=f"{value.item():.2f}")

@@ -92,6 +92,31 @@ def test_round_trip(layout, sample, size):
 
 
 @EVERY_LAYOUT
+@pytest.mark.parametrize("particles", [(), (7,), (3, 1, 2)], ids=str)
+def test_values_as_a_trace_has_them(layout, particles):
+    """With particles to the left of all plates; what a plate or particle shares is broadcast."""
+    packing = packing_of(layout)
+    batch_dims_of_z = 0 if packing.plate is None else -packing.plate.dim
+    z = torch.randn(*particles, *batch_dims(packing), packing.dim)
+    if not particles:
+        z = z.reshape(z.shape[packing.nesting - batch_dims_of_z :])
+    values = {name: value for name, (value, _) in packing.unpack(z).items()}
+    taken, back = packing.take(values, 5, batch_dims_of_z)
+    torch.testing.assert_close(back, z)
+    for name, value in values.items():
+        assert torch.equal(taken[name], value), name
+    if not particles:
+        return
+    shared = {name: value[:1] for name, value in values.items()}
+    first = packing.sites[0].name
+    mixed = shared | {first: values[first]}
+    taken, back = packing.take(mixed, 5, batch_dims_of_z)
+    assert all(taken[name].shape == value.shape for name, value in values.items())
+    torch.testing.assert_close(back[0], z[0])
+    assert not torch.equal(back[1], back[0])
+
+
+@EVERY_LAYOUT
 def test_each_row_of_the_data_plate_has_its_own_part_of_the_vector(layout):
     packing = packing_of(layout)
     if packing.plate is None:

@@ -4,162 +4,22 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import pyro_ext as px
+from pyro_ext.families import Householder
 from pyro_ext.families.affine_normal import AffineNormal
 from pyro_ext.families.family import inverse_positive, positive
+from pyro_ext.families.linear_map import Triangle
 
 FAMILIES = {
     "diagonal": px.Diagonal(),
     "triangle": px.FullCovariance(),
-    "dense": px.FullCovariance(dense=True),
+    "dense": px.FullCovariance("dense"),
+    "lu": px.FullCovariance("lu"),
     "low-rank": px.LowRank(rank=2),
+    "householder": Householder(num_reflections=2),
+    "odd householder": Householder(num_reflections=3),
 }
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 BATCHES = [(), (4,), (2, 3)]
-
-
-def matrix(kind, *shape):
-    """Return S: a triangle of positive diagonal, or dense with determinants of both signs."""
-    dense = torch.randn(*shape) + 2 * torch.eye(shape[-1])
-    if kind == "dense":
-        sign = torch.ones(shape[-1])
-        sign[0] = -1.0
-        return dense * sign
-    return dense.tril(-1) + torch.diag_embed(dense.diagonal(dim1=-2, dim2=-1).abs() + 0.1)
-
-
-def reference(loc, factor):
-    return MultivariateNormal(loc, factor @ factor.mT)
-
-
-@pytest.mark.parametrize("kind", ["triangle", "dense"])
-@pytest.mark.parametrize("dim", [1, 2, 5])
-@pytest.mark.parametrize("batch", BATCHES, ids=str)
-@pytest.mark.parametrize("sample", [(), (7,), (2, 5)], ids=str)
-def test_density_is_that_of_the_multivariate_normal(kind, dim, batch, sample):
-    loc, factor = torch.randn(*batch, dim), matrix(kind, *batch, dim, dim)
-    q = AffineNormal(loc, factor, triangular=kind == "triangle")
-    value = torch.randn(*sample, *batch, dim)
-    exact = reference(loc, factor)
-    assert q.log_prob(value).shape == (*sample, *batch)
-    torch.testing.assert_close(q.log_prob(value), exact.log_prob(value))
-    torch.testing.assert_close(q.mean, exact.mean)
-    torch.testing.assert_close(q.variance, exact.variance)
-    torch.testing.assert_close(q.covariance_matrix, exact.covariance_matrix)
-    torch.testing.assert_close(q.entropy(), exact.entropy())
-    drawn = q.rsample(sample)
-    assert drawn.shape == (*sample, *batch, dim)
-    torch.testing.assert_close(q.log_prob(drawn), exact.log_prob(drawn))
-
-
-def test_dense_determinants_of_both_signs_are_tested():
-    assert matrix("dense", 50, 2, 2).det().sign().unique().tolist() == [-1, 1]
-
-
-@pytest.mark.parametrize("kind", ["triangle", "dense"])
-@pytest.mark.parametrize("loc_batch", BATCHES, ids=str)
-@pytest.mark.parametrize("factor_batch", BATCHES, ids=str)
-def test_loc_and_factor_broadcast(kind, loc_batch, factor_batch):
-    if len({b for b in (loc_batch, factor_batch) if b}) == 2:
-        loc_batch = (3,) if loc_batch == (4,) else loc_batch
-        factor_batch = (3,) if factor_batch == (4,) else factor_batch
-    loc, factor = torch.randn(*loc_batch, 2), matrix(kind, *factor_batch, 2, 2)
-    q = AffineNormal(loc, factor, triangular=kind == "triangle")
-    exact = reference(loc, factor)
-    assert q.batch_shape == exact.batch_shape
-    drawn = q.rsample((5,))
-    assert drawn.shape == (5, *q.batch_shape, 2)
-    torch.testing.assert_close(q.log_prob(drawn.detach()), exact.log_prob(drawn))
-    value = torch.randn(2)
-    torch.testing.assert_close(q.log_prob(value), exact.log_prob(value))
-
-
-@pytest.mark.parametrize("kind", ["triangle", "dense"])
-def test_expanded_particles_share_one_factor(kind):
-    loc, factor = torch.randn(4, 3), matrix(kind, 4, 3, 3)
-    q = AffineNormal(loc, factor, triangular=kind == "triangle").expand((6, 4))
-    assert q.batch_shape == (6, 4)
-    assert q.factor is factor
-    assert q.loc is loc
-    value = q.rsample((2,))
-    assert value.shape == (2, 6, 4, 3)
-    assert (value[0, 0] != value[0, 1]).all()
-    exact = reference(loc, factor).log_prob(value)
-    torch.testing.assert_close(q.log_prob(value), exact)
-    torch.testing.assert_close(q.log_prob(value.detach()), exact)
-    assert q.mean.shape == q.variance.shape == (6, 4, 3)
-    assert q.entropy().shape == (6, 4)
-    assert q.expand((5, 6, 4)).rsample().shape == (5, 6, 4, 3)
-
-
-def grads(log_prob_of, loc, factor, noise):
-    """Return gradients of a function of draw and density."""
-    loc, factor = loc.clone().requires_grad_(), factor.clone().requires_grad_()
-    value, log_prob = log_prob_of(loc, factor, noise)
-    return torch.autograd.grad((value.sin().sum(-1) - log_prob * 0.7).sum(), (loc, factor))
-
-
-@pytest.mark.parametrize("kind", ["triangle", "dense"])
-@pytest.mark.parametrize("detached", [False, True])
-def test_gradients_are_torchs(kind, detached):
-    loc, factor = torch.randn(4, 3), matrix(kind, 4, 3, 3)
-
-    def ours(loc, factor, seed):
-        torch.manual_seed(seed)
-        q = AffineNormal(loc, factor, triangular=kind == "triangle")
-        value = q.rsample((5,))
-        return value, q.log_prob(value.detach() if detached else value)
-
-    def torchs(loc, factor, seed):
-        torch.manual_seed(seed)
-        value = loc + (factor @ torch.randn(5, 4, 3, 1)).squeeze(-1)
-        at = value.detach() if detached else value
-        return value, reference(loc, factor).log_prob(at)
-
-    for mine, exact in zip(
-        grads(ours, loc, factor, 3), grads(torchs, loc, factor, 3), strict=True
-    ):
-        if kind == "triangle":
-            mine, exact = mine.tril(), exact.tril()
-        torch.testing.assert_close(mine, exact)
-
-
-@pytest.mark.parametrize("kind", ["triangle", "dense"])
-def test_the_density_of_a_draw_without_gradient_has_the_gradient_of_the_score(kind):
-    loc = torch.randn(3, requires_grad=True)
-    factor = matrix(kind, 3, 3).requires_grad_()
-    q = AffineNormal(loc, factor, triangular=kind == "triangle")
-    value = q.sample((4,))
-    mine = torch.autograd.grad(q.log_prob(value).sum(), (loc, factor))
-    exact = torch.autograd.grad(reference(loc, factor).log_prob(value).sum(), (loc, factor))
-    torch.testing.assert_close(mine[0], exact[0])
-    lower = (lambda x: x.tril()) if kind == "triangle" else (lambda x: x)
-    torch.testing.assert_close(lower(mine[1]), lower(exact[1]))
-
-
-def test_an_older_draw_is_scored_at_its_own_place():
-    q = AffineNormal(torch.zeros(2), torch.eye(2), triangular=True)
-    first, second = q.rsample(), q.rsample()
-    exact = reference(torch.zeros(2), torch.eye(2))
-    torch.testing.assert_close(q.log_prob(first), exact.log_prob(first))
-    torch.testing.assert_close(q.log_prob(second), exact.log_prob(second))
-
-
-@pytest.mark.parametrize("batch", [(), (3,)], ids=str)
-def test_a_singular_matrix_is_an_error(batch):
-    factor = torch.eye(2).expand(*batch, 2, 2).clone()
-    factor[(1,) * len(batch)] = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
-    q = AffineNormal(torch.zeros(2), factor, triangular=False)
-    with pytest.raises(ValueError, match=r"expected a non-singular S .*dense=False"):
-        q.log_prob(torch.ones(2))
-    with pytest.raises(ValueError, match="non-singular"):
-        q.entropy()
-
-
-def test_a_singular_start_is_an_error_of_the_family():
-    family = px.FullCovariance(dense=True)
-    params = family.initial_params(torch.zeros(2), torch.zeros(2))
-    with pytest.raises(ValueError, match="non-singular"):
-        family.distribution(params, 2).rsample().sum() + family.distribution(params, 2).entropy()
 
 
 @EVERY_FAMILY
@@ -176,19 +36,43 @@ def test_initial_params_give_mean_and_scale(family, dim, batch):
     torch.testing.assert_close(q.variance.sqrt(), scale, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("dense", [False, True])
-def test_initial_params_give_a_whole_matrix(dense):
-    kind = "dense" if dense else "triangle"
-    loc, factor = torch.randn(4, 3), matrix(kind, 4, 3, 3)
-    family = px.FullCovariance(dense=dense)
-    q = family.distribution(family.initial_params(loc, factor), 3)
-    torch.testing.assert_close(q.factor, factor, rtol=1e-12, atol=1e-12)
+@pytest.mark.parametrize("form", ["triangular", "dense", "lu"])
+@pytest.mark.parametrize("dim", [1, 2, 4])
+def test_initial_params_give_a_whole_matrix(form, dim):
+    loc, factor = torch.randn(4, dim), torch.randn(4, dim, dim) * 0.3 + torch.eye(dim)
+    if form == "triangular":
+        factor = factor.tril()
+    if form == "lu":
+        upper = torch.randn(4, dim, dim).triu(1) + torch.diag_embed(torch.rand(4, dim) + 0.1)
+        factor = (torch.randn(4, dim, dim).tril(-1) + torch.eye(dim)) @ upper
+    family = px.FullCovariance(form)
+    params = family.initial_params(loc, factor)
+    assert params.shape == (4, family.num_params(dim))
+    q = family.distribution(params, dim)
+    torch.testing.assert_close(q.linear.matrix(), factor, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(q.mean, loc, rtol=0, atol=0)
+
+
+def test_a_matrix_without_lu_is_an_error():
+    family = px.FullCovariance("lu")
+    turned = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+    with pytest.raises(
+        ValueError, match=r"expected a matrix S = L U .*px.FullCovariance\('dense'"
+    ):
+        family.initial_params(torch.zeros(2), turned)
+
+
+def test_an_unknown_form_is_an_error():
+    with pytest.raises(ValueError, match=r"expected factor to be one of .*'lu'.*got 'cholesky'"):
+        px.FullCovariance("cholesky")
 
 
 def test_numbers_of_params():
     assert [px.Diagonal().num_params(d) for d in (1, 2, 10)] == [2, 4, 20]
     assert [px.FullCovariance().num_params(d) for d in (1, 2, 10)] == [2, 5, 65]
-    assert [px.FullCovariance(dense=True).num_params(d) for d in (1, 2, 10)] == [2, 6, 110]
+    assert [px.FullCovariance("dense").num_params(d) for d in (1, 2, 10)] == [2, 6, 110]
+    assert [px.FullCovariance("lu").num_params(d) for d in (1, 2, 10)] == [2, 6, 110]
+    assert [Householder(num_reflections=3).num_params(d) for d in (1, 2, 10)] == [5, 10, 50]
     assert [px.LowRank(rank=3).num_params(d) for d in (1, 2, 10)] == [5, 10, 50]
 
 
@@ -208,9 +92,7 @@ def test_low_rank_covariance_is_diagonal_plus_low_rank():
 def test_low_rank_climbs_out_of_its_start():
     """A factor of exactly zero has no expected gradient: the start must not be one."""
     covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    target = px.families.affine_normal.AffineNormal(
-        torch.zeros(3), torch.linalg.cholesky(covariance), triangular=True
-    )
+    target = AffineNormal(torch.zeros(3), Triangle(torch.linalg.cholesky(covariance)))
 
     def model():
         pyro.sample("z", target)
@@ -232,6 +114,65 @@ def test_every_param_moves_the_density(family):
     params.requires_grad_()
     family.distribution(params, 3).log_prob(torch.randn(3)).backward()
     assert (params.grad != 0).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_householder_starts_diagonal_and_turns(count):
+    """Pairs that cancel, or an axis, are no place where the gradient vanishes."""
+    family, scale = Householder(num_reflections=count), torch.tensor([0.1, 0.2, 0.4])
+    params = family.initial_params(torch.zeros(3), scale).requires_grad_()
+    q = family.distribution(params, 3)
+    torch.testing.assert_close(q.covariance_matrix, scale.square().diag(), rtol=1e-12, atol=1e-15)
+    (q.covariance_matrix * torch.randn(3, 3)).sum().backward()
+    turning = params.grad[6:].reshape(count, 3)
+    assert (turning.norm(dim=-1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_householder_climbs_out_of_its_start(count):
+    """The guides start with all scales equal, where the reflections have no gradient."""
+    covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    family, precision = Householder(num_reflections=count), covariance.inverse()
+    params = family.initial_params(torch.zeros(3), torch.full((3,), 0.1)).requires_grad_()
+    optimizer = torch.optim.LBFGS([params], max_iter=300, line_search_fn="strong_wolfe")
+
+    def kl():
+        optimizer.zero_grad()
+        q = family.distribution(params, 3)
+        value = 0.5 * (precision @ q.covariance_matrix).trace() - q.entropy()
+        value.backward()
+        return value
+
+    optimizer.step(kl)
+    fitted = family.distribution(params, 3).covariance_matrix
+    torch.testing.assert_close(fitted, covariance, rtol=0, atol=1e-4)
+
+
+def test_householder_without_reflections_is_an_error():
+    with pytest.raises(ValueError, match=r"num_reflections >= 1; got 0. Write: px.Householder"):
+        Householder(num_reflections=0)
+
+
+GAUSSIANS = {name: family for name, family in FAMILIES.items() if name != "low-rank"}
+
+
+@pytest.mark.parametrize("family", GAUSSIANS.values(), ids=GAUSSIANS)
+@pytest.mark.parametrize("batch", BATCHES, ids=str)
+def test_the_transform_of_noise_makes_the_distribution(family, batch):
+    params = torch.randn(*batch, family.num_params(3)) * 0.5 + 0.1
+    q, transform = family.distribution(params, 3), family.transform(params, 3)
+    torch.manual_seed(0)
+    value = q.rsample((4,))
+    torch.manual_seed(0)
+    noise = torch.randn(4, *batch, 3)
+    torch.testing.assert_close(transform(noise), value)
+    log_normal = -0.5 * (noise.square() + torch.tensor(2 * torch.pi).log()).sum(-1)
+    log_det = transform.log_abs_det_jacobian(noise, value)
+    torch.testing.assert_close(log_normal - log_det, q.log_prob(value))
+
+
+def test_low_rank_has_no_transform_of_noise_of_its_size():
+    assert px.LowRank().transform(torch.zeros(6), 2) is None
 
 
 @EVERY_FAMILY
@@ -263,5 +204,5 @@ def test_extreme_params_stay_finite(family):
 
 def test_families_are_values():
     assert px.Diagonal() == px.Diagonal()
-    assert px.FullCovariance() != px.FullCovariance(dense=True)
+    assert px.FullCovariance() != px.FullCovariance("dense")
     assert {px.Diagonal(), px.Diagonal()} == {px.Diagonal()}

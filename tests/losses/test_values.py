@@ -124,7 +124,7 @@ def per_datapoint_diagonal() -> Case:
 def per_datapoint_full(dense: bool) -> Case:  # noqa: FBT001
     x = torch.randn(NUM, 3)
     gain, covariance = factor_posterior()
-    family = px.FullCovariance(dense=dense)
+    family = px.FullCovariance("dense" if dense else "triangular")
     guide = px.AutoPerDatapoint(factor_analysis, family=family)
     guide.setup(x)
     factor = factor_of(covariance, dense).expand(NUM, 2, 2)
@@ -135,7 +135,7 @@ def per_datapoint_full(dense: bool) -> Case:  # noqa: FBT001
 def amortized(dense: bool) -> Case:  # noqa: FBT001
     x = torch.randn(NUM, 3)
     gain, covariance = factor_posterior()
-    family = px.FullCovariance(dense=dense)
+    family = px.FullCovariance("dense" if dense else "triangular")
     encoder = nn.Linear(3, 2, bias=False)
     encoder.weight.data = gain
     guide = px.AutoAmortized(factor_analysis, encoder, family=family)
@@ -148,7 +148,7 @@ def amortized(dense: bool) -> Case:  # noqa: FBT001
 def joint(dense: bool) -> Case:  # noqa: FBT001
     exact = LinearRegression.simulate(NUM)
     mean, covariance = exact.posterior()
-    family = px.FullCovariance(dense=dense)
+    family = px.FullCovariance("dense" if dense else "triangular")
     guide = px.AutoJoint(exact.model, family=family)
     guide.setup(*exact.args)
     guide.params.data = family.initial_params(mean, factor_of(covariance, dense))

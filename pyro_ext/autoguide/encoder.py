@@ -1,0 +1,124 @@
+"""π(x) of the guides with an encoder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.infer.util import is_validation_enabled
+from torch import Tensor, nn
+
+from pyro_ext.autoguide.guide import Group
+from pyro_ext.autoguide.local import LocalGuide
+from pyro_ext.autoguide.plates import Batch
+from pyro_ext.autoguide.response import NetworkResponse
+from pyro_ext.families import Family
+from pyro_ext.minibatch import has_rows, rows_of
+
+__all__ = ["EncoderGuide"]
+
+_HEAD_SCALE = 0.1  # the features move the first π a little; S stays close to diagonal
+
+
+class EncoderGuide(LocalGuide):
+    """Base of ``AutoAmortized`` and ``AutoSemiAmortized``."""
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        encoder: Callable[..., Tensor],
+        *,
+        family: Family | None,
+        plate: str | None,
+        global_family: Family | None,
+        init_loc_fn: Callable[[Any], Tensor],
+        init_scale: float,
+        create_plates: Callable[..., Any] | None,
+        condition_on_globals: bool,
+    ) -> None:
+        super().__init__(
+            model,
+            family=family,
+            plate=plate,
+            global_family=global_family,
+            init_loc_fn=init_loc_fn,
+            init_scale=init_scale,
+            create_plates=create_plates,
+            condition_on_globals=condition_on_globals,
+        )
+        self.encoder = encoder
+        self._args_hold_all: bool | None = None
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        self._setup_args = (args, kwargs)
+        try:
+            super()._setup_prototype(*args, **kwargs)
+        finally:
+            del self._setup_args
+
+    def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
+        with torch.no_grad():
+            features = self._features(batch, *self._setup_args)
+        head = nn.Linear(features.shape[-1], group.num_params)
+        head = head.to(dtype=features.dtype, device=features.device)
+        with torch.no_grad():
+            head.weight.mul_(_HEAD_SCALE)
+            head.bias.copy_(initial.mean(0))
+        self.head = head
+        if self.condition_on_globals:
+            response = NetworkResponse(features.shape[-1], self._num_globals, group.num_params)
+            self.response = response.to(dtype=features.dtype, device=features.device)
+
+    def _encoded(self, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
+        """Return π(x) of each row, followed by its features if the globals condition it."""
+        features = self._features(batch, args, kwargs)
+        params: Tensor = self.head(features)
+        return torch.cat([params, features], dim=-1) if self.condition_on_globals else params
+
+    def _features(self, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
+        if batch is not None and batch.rows is not None:
+            args, kwargs = self._batch_rows(batch, args, kwargs)
+        features = self.encoder(*args, **kwargs)
+        self._check_features(features, batch.size if batch is not None else None)
+        return features
+
+    def _check_features(self, features: Any, size: int | None) -> None:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[0] != size:
+            end = ".unsqueeze(-1)" if shape == (size,) else ".flatten(1)"
+            raise ValueError(
+                f"{type(self).__name__}: expected the encoder to return one feature vector for "
+                f"each of the {size} elements of plate '{self.plate}' in the batch, shape "
+                f"({size}, features); got {shape}. End the encoder with {end}, and leave "
+                "the heads to the guide."
+            )
+        if is_validation_enabled() and not torch.isfinite(features).all():
+            rows = (~torch.isfinite(features).all(-1)).nonzero().flatten().tolist()
+            sites = [site.name for site in self.groups[-1].packing.sites]
+            raise ValueError(
+                f"{type(self).__name__}, sites {sites}: expected finite features from the "
+                f"encoder; got others in rows {rows[:10]} of the {size} of the batch. Drop or "
+                "fill what is missing in the data: x.nan_to_num(0.0), with the mask as a further "
+                "input."
+            )
+
+    def _batch_rows(self, batch: Batch, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Cut arguments that hold all N rows to the batch; leave those that are its rows."""
+        full, rows = batch.full_size, batch.rows
+        holds_all = batch.full_data
+        if holds_all is None and batch.size < full:
+            holds_all = any(has_rows(a, full) for a in (*args, *kwargs.values()))
+            self._args_hold_all = holds_all
+        elif holds_all is None:
+            holds_all = self._args_hold_all
+        if rows is None or holds_all is False:
+            return args, kwargs
+        if holds_all is None:
+            if torch.equal(rows, torch.arange(full, device=rows.device)):
+                return args, kwargs
+            raise ValueError(
+                f"{type(self).__name__}: plate '{self.plate}' is given all {full} rows in another "
+                "order, so the arguments' own order cannot be told. Call the guide once with a "
+                f"smaller batch, or with subsample=torch.arange({full})."
+            )
+        cut = rows_of(tuple(kwargs.values()), rows, full)
+        return rows_of(args, rows, full), dict(zip(kwargs, cut, strict=True))

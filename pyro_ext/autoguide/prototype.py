@@ -1,0 +1,124 @@
+"""The first look at a model: its latent sites, and values to start from."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.guides import prototype_hide_fn
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine import Trace
+from torch import Size, Tensor
+from torch.distributions import Transform, biject_to
+from torch.distributions.constraints import Constraint
+
+from pyro_ext.autoguide.packing import Frame, Latent
+
+__all__ = ["latent_of", "prototype_of"]
+
+
+def prototype_of(
+    model: Callable[..., Any],
+    init_loc_fn: Callable[[Any], Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    owner: str,
+) -> Trace:
+    """Run the model once from initial values and return its latent sites.
+
+    Args:
+        model: The model.
+        init_loc_fn: A per-site initializer.
+        args: The model's arguments.
+        kwargs: The model's keyword arguments.
+        owner: Class name of the guide, for messages.
+
+    Raises:
+        ValueError: If a site has neither draws nor a support to start from.
+    """
+    start = InitMessenger(_Start(init_loc_fn, owner))
+    latents = poutine.block(start(model), prototype_hide_fn)
+    with torch.no_grad():
+        trace: Trace = poutine.block(poutine.trace(latents).get_trace)(*args, **kwargs)
+    return trace
+
+
+class _Start:
+    """An initializer that also knows where to start a site that nothing can be drawn from."""
+
+    def __init__(self, init_loc_fn: Callable[[Any], Tensor], owner: str) -> None:
+        self.init_loc_fn, self.owner = init_loc_fn, owner
+
+    def __call__(self, site: Any) -> Tensor:
+        try:
+            return self.init_loc_fn(site)
+        except NotImplementedError:
+            return self._feasible(site)
+
+    def _feasible(self, site: Any) -> Tensor:
+        """Map zero to the support, for a flat prior such as ``ImproperUniform``."""
+        name, fn = site["name"], site["fn"]
+        transform = _bijection(name, fn.support, owner=self.owner)
+        shape = Size(fn.batch_shape + fn.event_shape)
+        try:
+            value: Tensor = transform(torch.zeros(transform.inverse_shape(shape)))
+        except ValueError as error:
+            raise ValueError(
+                f"{self.owner}: expected site '{name}' to have a shape that its support "
+                f"{fn.support} allows; got {tuple(shape)}. Write: dist.ImproperUniform(support, "
+                "batch_shape, event_shape) with the shape of one value as event_shape."
+            ) from error
+        return value
+
+
+def _bijection(name: str, support: Constraint, *, owner: str) -> Transform:
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        if support.is_discrete:
+            raise ValueError(
+                f"{owner}: expected continuous latent sites; site '{name}' has "
+                f"support {support}. Hide it, {owner}(pyro.poutine.block(model, "
+                f"hide=['{name}']), ...), and enumerate it or give it a guide of its own."
+            ) from error
+        raise ValueError(
+            f"{owner}: expected supports that real numbers map to one to one; site '{name}' has "
+            f"support {support}. Write: pyro.poutine.reparam(model, config={{'{name}': ...}}) "
+            "with a reparameterizer of pyro.infer.reparam, or sample free numbers and make the "
+            f"value of them, pyro.deterministic('{name}', ...)."
+        ) from error
+
+
+def latent_of(name: str, site: Any, *, owner: str) -> Latent:
+    """Return how a site of the prototype is packed.
+
+    Args:
+        name: Name of the site.
+        site: The site in the prototype.
+        owner: Class name of the guide, for messages.
+
+    Raises:
+        ValueError: If the site is discrete, is in a sequential plate, or has a batch dim that is
+            in no plate.
+    """
+    fn = site["fn"]
+    _bijection(name, fn.support, owner=owner)
+    for frame in site["cond_indep_stack"]:
+        if not frame.vectorized:
+            raise ValueError(
+                f"{owner}: expected vectorized plates; site '{name}' is in the "
+                f"sequential plate '{frame.name}'. Write: with pyro.plate('{frame.name}', "
+                "size):"
+            )
+    frames = (Frame(f.name, f.dim, f.size) for f in site["cond_indep_stack"])
+    ordered = tuple(sorted(frames, key=lambda frame: frame.dim))
+    sizes = {frame.dim: frame.size for frame in ordered}
+    shape = tuple(fn.batch_shape)
+    if any(size != sizes.get(dim - len(shape), 1) for dim, size in enumerate(shape)):
+        raise ValueError(
+            f"{owner}: expected the batch dims of site '{name}' to be those of "
+            f"its plates {[(frame.name, frame.dim, frame.size) for frame in ordered]}; got "
+            f"batch shape {shape}. Write: dist.Normal(...).to_event(1), or open a plate."
+        )
+    return Latent(name, fn.support, Size(fn.event_shape), ordered)

@@ -1,0 +1,40 @@
+"""What families with networks share: the context in π, and networks that start at zero."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_context", "initial_context", "join_context", "zero_last"]
+
+
+def check_context(owner: str, context: int) -> None:
+    """Raise if the size of the context is negative."""
+    if context < 0:
+        raise ValueError(
+            f"{owner}: expected a context of size >= 0; got {context}. Write: context=8, or leave "
+            "it out if all π share one shape of distribution."
+        )
+
+
+def initial_context(size: int, loc: Tensor) -> Tensor:
+    """Return the context to start from, shape ``(*batch, size)``: the same for every element.
+
+    It is not zero, for then the weights that read it would have no gradient.
+    """
+    generator = torch.Generator().manual_seed(0)
+    context = torch.randn(size, generator=generator, dtype=torch.float64)
+    return context.to(loc).expand(*loc.shape[:-1], size)
+
+
+def join_context(rows: Tensor, context: Tensor) -> Tensor:
+    """Return the rows with the context behind each."""
+    lead = torch.broadcast_shapes(rows.shape[:-1], context.shape[:-1])
+    return torch.cat([rows.expand(*lead, -1), context.expand(*lead, -1)], dim=-1)
+
+
+def zero_last(layers: Any) -> None:
+    """Let a network of layers return zero, and learn nevertheless."""
+    last: nn.Module = layers[-1]
+    for param in last.parameters():
+        nn.init.zeros_(param)

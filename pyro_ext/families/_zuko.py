@@ -1,0 +1,100 @@
+"""Autoregressive and coupling layers from zuko. No other module imports it."""
+
+import importlib
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyro_ext.families._context import zero_last
+from pyro_ext.families._steps import LayerSpec, Step
+
+__all__ = ["ZukoLayer"]
+
+
+def _import() -> Any:
+    """Import zuko, which turns torch's argument validation off, and leave that as it was."""
+    found = Distribution._validate_args
+    try:
+        return importlib.import_module("zuko")
+    finally:
+        Distribution.set_default_validate_args(found)
+
+
+# Here and not in a function, so that unpickling a layer does not import zuko first.
+zuko = _import()
+
+
+class ZukoLayer(nn.Module):
+    """A layer of zuko that starts at the identity.
+
+    Args:
+        spec: Sizes.
+        pattern: What a coordinate is transformed given: those before it, or half of the others.
+            The order turns from layer to layer. In one dimension there are no others.
+        univariate: How a coordinate is transformed.
+        network_reads: Which side of x ↦ y the network reads: with ``"x"`` drawing takes one pass,
+            with ``"y"`` scoring does. The other way takes D passes if the pattern is
+            autoregressive, and one if it is a coupling.
+    """
+
+    def __init__(
+        self,
+        spec: LayerSpec,
+        *,
+        pattern: Literal["autoregressive", "coupling"],
+        univariate: Literal["affine", "additive", "spline"],
+        network_reads: Literal["x", "y"] = "x",
+    ) -> None:
+        super().__init__()
+        transform, shapes = {
+            "affine": (zuko.transforms.MonotonicAffineTransform, [(), ()]),
+            "additive": (zuko.transforms.AdditiveTransform, [()]),
+            "spline": (
+                zuko.transforms.MonotonicRQSTransform,
+                [(spec.num_bins,), (spec.num_bins,), (spec.num_bins - 1,)],
+            ),
+        }[univariate]
+        options: dict[str, Any] = {
+            "features": spec.dim,
+            "context": spec.context,
+            "univariate": transform,
+            "shapes": shapes,
+            "hidden_features": spec.hidden,
+            "activation": nn.SiLU,
+        }
+        places = torch.arange(spec.dim)
+        if pattern == "autoregressive":
+            order = places.flip(0) if spec.index % 2 else places
+            lazy = zuko.flows.MaskedAutoregressiveTransform(order=order, **options)
+        else:
+            mask = places % 2 == spec.index % 2
+            lazy = zuko.flows.GeneralCouplingTransform(mask=mask, **options)
+        if hasattr(lazy, "hyper"):
+            zero_last(lazy.hyper)
+        else:
+            for param in lazy.parameters():
+                nn.init.zeros_(param)
+        self.lazy, self.network_reads = lazy, network_reads
+
+    def forward(self, context: Tensor | None) -> Step:
+        """Return the step for this context."""
+        transform = self.lazy(context)
+
+        def follow(rows: Tensor) -> tuple[Tensor, Tensor]:
+            out, log_det = transform.call_and_ladj(rows)
+            return out, log_det
+
+        def against(rows: Tensor) -> tuple[Tensor, Tensor]:
+            out = transform.inv(rows)
+            return out, transform.call_and_ladj(out)[1]
+
+        if self.network_reads == "x":
+            return Step(follow, against)
+        return Step(lambda x: _negate(against(x)), lambda y: _negate(follow(y)))
+
+
+def _negate(result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    rows, log_det = result
+    return rows, -log_det

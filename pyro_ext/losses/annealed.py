@@ -59,9 +59,9 @@ class Annealed(BoundLoss):
     """
 
     estimators: ClassVar[tuple[str, ...]] = ELBO.estimators
-    _linear = True
     _given: Tensor | None = None
     """β from outside, where the steps are counted there."""
+    _linear = True
 
     def __init__(self, elbo: BoundLoss, schedule: Schedule | float) -> None:
         if not isinstance(elbo, ELBO):

@@ -169,9 +169,9 @@ def discrete():
 PAIRS = {
     "AutoJoint": eight_schools,
     "full covariance": lambda: (schools, px.AutoJoint(schools, family=px.FullCovariance()), (Y,)),
-    "dense covariance": lambda: (
+    "LU covariance": lambda: (
         schools,
-        px.AutoJoint(schools, family=px.FullCovariance(dense=True)),
+        px.AutoJoint(schools, family=px.FullCovariance("lu")),
         (Y,),
     ),
     "low rank": lambda: (schools, px.AutoJoint(schools, family=px.LowRank(rank=2)), (Y,)),

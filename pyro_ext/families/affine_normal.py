@@ -1,6 +1,7 @@
 """The normal distribution of z = μ + S ε."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +13,29 @@ from torch.distributions import constraints
 from pyro_ext.families.affine import Affine
 from pyro_ext.families.linear_map import LinearMap
 
-__all__ = ["AffineNormal", "standard_normal_log_prob"]
+__all__ = ["AffineNormal", "OwnDraw", "standard_normal_log_prob"]
+
+
+@dataclass(frozen=True)
+class OwnDraw:
+    """A draw with what is known of its density.
+
+    Args:
+        value: The draw.
+        log_prob: Its log density, or that of its noise.
+        recorded: Whether gradients were recorded when it was made.
+    """
+
+    value: Tensor
+    log_prob: Tensor
+    recorded: bool
+
+    def scores(self, value: Tensor) -> bool:
+        """Tell whether a value is this very draw.
+
+        A draw that recorded no gradient has a density without the gradient of the score.
+        """
+        return value is self.value and self.recorded >= torch.is_grad_enabled()
 
 
 def standard_normal_log_prob(noise: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
@@ -29,7 +52,8 @@ class AffineNormal(TorchDistribution):
         - \tfrac{D}{2} \log 2\pi
 
     The covariance S Sᵀ is never formed or factorized. μ and S keep their own batch shape when the
-    distribution is expanded, so that K particles share one factorization.
+    distribution is expanded, so that K particles share one factorization. The latest draw is
+    scored by its own noise; any other value, also a detached copy of that draw, by S⁻¹.
 
     Args:
         loc: Mean μ, shape ``(*batch, dim)``.
@@ -58,6 +82,7 @@ class AffineNormal(TorchDistribution):
     ) -> None:
         self.loc, self.linear = loc, linear
         self.transform = Affine(loc, linear)
+        self._own: OwnDraw | None = None
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], linear.batch_shape)
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
 
@@ -65,6 +90,7 @@ class AffineNormal(TorchDistribution):
         """Return the same distribution with a larger batch shape, without copying S."""
         new = self._get_checked_instance(AffineNormal, _instance)
         new.loc, new.linear, new.transform = self.loc, self.linear, self.transform
+        new._own = None
         super(AffineNormal, new).__init__(Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -89,12 +115,18 @@ class AffineNormal(TorchDistribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw z = μ + S ε."""
         shape = self._extended_shape(Size(sample_shape))
-        return self.transform(torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        value: Tensor = self.transform(noise)
+        self._own = OwnDraw(value, standard_normal_log_prob(noise), torch.is_grad_enabled())
+        return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q(value), shape ``(*sample, *batch)``."""
         if self._validate_args:
             self._validate_sample(value)
+        own = self._own
+        if own is not None and own.scores(value):
+            return own.log_prob - self.linear.log_abs_det()
         return standard_normal_log_prob(self.transform.inv(value)) - self.linear.log_abs_det()
 
     def entropy(self) -> Tensor:

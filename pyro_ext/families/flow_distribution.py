@@ -1,7 +1,6 @@
 """The distribution of a flow, and its map from noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +10,7 @@ from torch.distributions import Transform, constraints
 
 from pyro_ext.families._steps import Step
 from pyro_ext.families.affine import Affine
-from pyro_ext.families.affine_normal import standard_normal_log_prob
+from pyro_ext.families.affine_normal import OwnDraw, standard_normal_log_prob
 
 __all__ = ["FlowDistribution", "FlowTransform"]
 
@@ -65,15 +64,6 @@ class FlowTransform(Transform):
         return self.affine.forward_shape(shape)
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """A draw, its density, and whether gradients were recorded when it was made."""
-
-    value: Tensor
-    log_prob: Tensor
-    recorded: bool
-
-
 class FlowDistribution(TorchDistribution):
     r"""Distribution of z = f(ε) for standard normal noise and a bijection f.
 
@@ -93,7 +83,7 @@ class FlowDistribution(TorchDistribution):
 
     def __init__(self, transform: FlowTransform, *, validate_args: bool | None = None) -> None:
         self.transform = transform
-        self._own: _Draw | None = None
+        self._own: OwnDraw | None = None
         loc = transform.affine.loc
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
@@ -114,16 +104,14 @@ class FlowDistribution(TorchDistribution):
         noise = torch.randn(shape, dtype=loc.dtype, device=loc.device)
         value, log_det = self.transform.forward_and_log_det(noise)
         log_prob = standard_normal_log_prob(noise) - log_det
-        self._own = _Draw(value, log_prob, torch.is_grad_enabled())
+        self._own = OwnDraw(value, log_prob, torch.is_grad_enabled())
         return value
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log q(value), shape ``(*sample, *batch)``."""
         if self._validate_args:
             self._validate_sample(value)
-        own = self._own
-        # A draw that recorded no gradient has a density without the gradient of the score.
-        if own is not None and own.value is value and own.recorded >= torch.is_grad_enabled():
-            return own.log_prob
+        if self._own is not None and self._own.scores(value):
+            return self._own.log_prob
         noise, log_det = self.transform.inverse_and_log_det(value)
         return standard_normal_log_prob(noise) - log_det

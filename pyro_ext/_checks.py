@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
+from pyro_ext._strata import JoinedElements
 from pyro_ext._terms import check_shape, site_log_prob
 from pyro_ext.structure import plate_frames, sample_sites
 
@@ -95,6 +96,7 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
             except ValueError as plain:
                 raise plain from error
     shapes = isinstance(error, (RuntimeError, ValueError, IndexError))
+    shapes = shapes and not isinstance(error, JoinedElements)
     if particles > 1 and shapes and _runs_alone(pair):
         error.add_note(
             f"The model ran with {particles} particles in a batch dim to the left of its plates. "

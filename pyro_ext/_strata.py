@@ -14,7 +14,7 @@ from torch import Size, Tensor
 
 from pyro_ext.structure import plate_frames
 
-__all__ = ["Stratified", "check_plates", "mixture", "stratified", "stratify"]
+__all__ = ["JoinedElements", "Stratified", "check_plates", "mixture", "stratified", "stratify"]
 
 _AXES: ContextVar[tuple[int, ...] | None] = ContextVar("pyro_ext_strata", default=None)
 
@@ -156,6 +156,10 @@ def mixture(site: Any) -> Stratified | None:
     return fn if isinstance(fn, Stratified) else None
 
 
+class JoinedElements(ValueError):
+    """A weight joins elements of a plate that a mixture is in; particles have no part in it."""
+
+
 def check_plates(site: Any, plates: tuple[str, ...]) -> None:
     """Raise if a weight joins elements of a plate that a mixture is in.
 
@@ -164,11 +168,11 @@ def check_plates(site: Any, plates: tuple[str, ...]) -> None:
         plates: The plates of the weight that the site is part of.
 
     Raises:
-        ValueError: If the mixture is in another plate too.
+        JoinedElements: If the mixture is in another plate too.
     """
     others = {frame.name for frame in plate_frames(site)} - set(plates)
     if others:
-        raise ValueError(
+        raise JoinedElements(
             f"guide site '{site['name']}': expected a mixture inside the plates of its weight, "
             f"{sorted(plates)}; it is in {sorted(others)} too, whose elements the weight joins, "
             "and would count the strata of all of them at once. Write: joint=False; or, where the "

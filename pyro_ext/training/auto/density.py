@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.packing import Packing
@@ -20,7 +20,7 @@ from pyro_ext.structure import ParticlePlate, plate_frames, sample_sites
 
 __all__ = ["Density", "support_centre"]
 
-_CHUNK = 2048
+_CHUNK_ENTRIES = 2**17  # what a chunk of points has in data stays in the cache
 
 
 def support_centre(site: Any) -> Tensor:
@@ -56,6 +56,8 @@ class Density:
         self.dim = self.packing.dim
         self.nesting = _nesting(template.prototype_trace)
         self.args, self.dtype = args, self._own_dtype
+        entries = self.dim + sum(a.numel() for a in tree_leaves(args) if isinstance(a, Tensor))
+        self.chunk = min(max(_CHUNK_ENTRIES // entries, 64), 4096)
         self._evaluate = self._choose(args)
 
     def guide(self, family: Family | None, args: tuple[Any, ...]) -> AutoJoint:
@@ -79,7 +81,7 @@ class Density:
         """
         self.num_values += len(z)
         with torch.no_grad(), self._quiet():
-            parts = [self._safely(part) for part in z.split(_CHUNK)]
+            parts = [self._safely(part) for part in z.split(self.chunk)]
         return _finite(torch.cat(parts))
 
     def value_and_grad(
@@ -93,7 +95,7 @@ class Density:
         self.num_gradients += len(z)
         values, grads = [], []
         with torch.enable_grad(), self._quiet():
-            for part in z.split(_CHUNK):
+            for part in z.split(self.chunk):
                 leaf = part.detach().requires_grad_()
                 value = self._safely(leaf)
                 grads.append(_gradient(value, leaf))
@@ -115,7 +117,7 @@ class Density:
         rows = torch.eye(dim, dtype=z.dtype).repeat(num, 1)
         out = []
         with torch.enable_grad(), self._quiet():
-            for part, row in zip(points.split(_CHUNK), rows.split(_CHUNK), strict=True):
+            for part, row in zip(points.split(self.chunk), rows.split(self.chunk), strict=True):
                 leaf = part.detach().requires_grad_()
                 grad = _gradient(self._safely(leaf), leaf, create_graph=True)
                 along = (grad * row).sum()

@@ -9,6 +9,8 @@ import pyro
 import torch
 from jaxtyping import Float
 from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to
 from torch.utils._pytree import tree_leaves, tree_map
@@ -49,13 +51,15 @@ class Density:
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.model = model
         self.num_gradients, self.num_values = 0, 0
-        self._own_dtype = torch.get_default_dtype()
+        floating = [a.dtype for a in tree_leaves(args) if _is_floating(a)]
+        self._own_dtype = max([torch.get_default_dtype(), *floating], key=lambda t: t.itemsize)
+        self.dtype = self._own_dtype
         template = self.guide(None, args)
         (group,) = template.groups
         self.packing: Packing = group.packing
         self.dim = self.packing.dim
-        self.nesting = _nesting(template.prototype_trace)
-        self.args, self.dtype = args, self._own_dtype
+        self.nesting = _nesting(self._trace(args))
+        self.args = args
         entries = self.dim + sum(a.numel() for a in tree_leaves(args) if isinstance(a, Tensor))
         self.chunk = min(max(_CHUNK_ENTRIES // entries, 64), 4096)
         self._evaluate = self._choose(args)
@@ -68,8 +72,15 @@ class Density:
             args: The model's arguments.
         """
         guide = AutoJoint(self.model, family=family, init_loc_fn=support_centre)
-        guide.setup(*args)
+        with _default_dtype(self._own_dtype):
+            guide.setup(*args)
         return guide
+
+    def _trace(self, args: tuple[Any, ...]) -> Trace:
+        """Return a trace with the observed sites too, which a guide does not look at."""
+        model = InitMessenger(support_centre)(self.model)
+        with torch.no_grad(), _default_dtype(self._own_dtype):
+            return poutine.block(poutine.trace(model).get_trace)(*args)
 
     # ------------------------------------------------------------------ evaluation
 
@@ -201,18 +212,26 @@ class Density:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(self.dtype)
-        try:
-            with pyro.validation_enabled(False):
-                yield
-        finally:
-            torch.set_default_dtype(before)
+        with _default_dtype(self.dtype), pyro.validation_enabled(False):
+            yield
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _to_double(value: Any) -> Any:
-    floating = isinstance(value, Tensor) and value.is_floating_point()
-    return value.double() if floating else value
+    return value.double() if _is_floating(value) else value
 
 
 def _finite(value: Tensor) -> Tensor:
@@ -225,7 +244,8 @@ def _gradient(value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Ten
     return torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)[0]
 
 
-def _nesting(trace: Any) -> int:
+def _nesting(trace: Trace) -> int:
+    _check_params(trace)
     frames = [frame for _, site in sample_sites(trace) for frame in plate_frames(site)]
     for frame in frames:
         if frame.full_size is not None and frame.size < frame.full_size:
@@ -235,3 +255,14 @@ def _nesting(trace: Any) -> int:
                 f"{frame.full_size})."
             )
     return max((-frame.dim for frame in frames), default=0)
+
+
+def _check_params(trace: Trace) -> None:
+    nodes: dict[str, Any] = trace.nodes
+    for name, site in nodes.items():
+        if site["type"] == "param" and site["value"].requires_grad:
+            raise ValueError(
+                f"fit: expected a model without parameters of its own with optim='auto'; got "
+                f"'{name}'. Give it a prior, pyro.sample('{name}', ...), or leave out "
+                "optim='auto'."
+            )

@@ -6,7 +6,7 @@ import torch
 
 from pyro_ext.training.auto.affine import Affine, climb, elbo, fixed_draws
 from pyro_ext.training.auto.density import Density
-from pyro_ext.training.auto.start import Candidate
+from pyro_ext.training.auto.start import Candidate, paths
 from pyro_ext.training.auto.verdict import Finding
 
 __all__ = ["other_modes"]
@@ -15,11 +15,14 @@ _NATS = 7.0
 """A mode that is lower by this has a thousandth of the mass."""
 
 _HOPELESS = 50.0
-_MIN_DRAWS = 128
+_MIN_DRAWS, _REACH = 128, 8.0
 
 
 def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: int) -> Finding:
     """Climb again from each path that ended far from q, and compare the masses.
+
+    As many paths again start around q, far out in its own scale, where the first ones, which know
+    nothing of the scale, may all have started in one basin.
 
     Args:
         density: The target.
@@ -31,8 +34,11 @@ def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: 
     noise = fixed_draws(max(_MIN_DRAWS, 4 * dim), dim, seed).to(q.loc)
     best = elbo(density, q, noise)
     far = dim + 8 * math.sqrt(2 * dim) + 32
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(candidates), dim)
+    outside = _REACH * torch.randn(shape, generator=generator, dtype=q.loc.dtype)
     near, found = 0, []
-    for candidate in candidates:
+    for candidate in [*candidates, *paths(density, q.push(outside), seed)]:
         points = torch.stack([candidate.q.loc, candidate.end])
         square = q.pull(points).square().sum(-1)
         if bool((square < far).any()):
@@ -56,5 +62,5 @@ def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: 
             f"other starts lead to {len(rivals)} other mode(s) with about {share:.1%} of the mass",
         )
     if near < 2:
-        return Finding(False, f"only {near} of {len(candidates)} starts lead to this mode")
-    return Finding(True, f"{near} of {len(candidates)} starts agree")
+        return Finding(False, f"only {near} of {2 * len(candidates)} starts lead to this mode")
+    return Finding(True, f"{near} of {2 * len(candidates)} starts agree")

@@ -18,7 +18,7 @@ from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.drift import drift
 from pyro_ext.training.auto.modes import other_modes
 from pyro_ext.training.auto.run import AutoRun
-from pyro_ext.training.auto.start import Candidate, paths
+from pyro_ext.training.auto.start import Candidate, paths, starting_points
 from pyro_ext.training.auto.verdict import LIMIT, Attempt, Finding, Verdict
 
 __all__ = ["FAMILIES", "fit_auto"]
@@ -110,7 +110,7 @@ class _Search:
     def start(self) -> list[Candidate]:
         dim = self.density.dim
         num = 8 if dim <= 50 else 4 if dim <= 300 else 2
-        candidates = paths(self.density, num, self.seed)
+        candidates = paths(self.density, starting_points(self.density, num, self.seed), self.seed)
         if not candidates:
             raise ValueError(
                 "fit: expected a start from which the log density rises; found none in "

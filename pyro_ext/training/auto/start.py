@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws
 from pyro_ext.training.auto.density import Density
 
-__all__ = ["Candidate", "paths"]
+__all__ = ["Candidate", "paths", "starting_points"]
 
 _NUM_STEPS = 60
 _TRIALS = 18
@@ -56,7 +56,7 @@ def starting_points(density: Density, num: int, seed: int) -> Float[Tensor, " nu
     )
 
 
-def paths(density: Density, num: int, seed: int) -> list[Candidate]:
+def paths(density: Density, z: Float[Tensor, " num dim"], seed: int) -> list[Candidate]:
     r"""Climb to the mode from several points at once, and pick the best normal along each path.
 
     A step is :math:`|H|^{-1} g` with the absolute eigenvalues of the Hessian, of the length among
@@ -66,14 +66,14 @@ def paths(density: Density, num: int, seed: int) -> list[Candidate]:
 
     Args:
         density: The target.
-        num: Number of paths.
-        seed: Seed of the points.
+        z: Where to start.
+        seed: Seed of the draws that estimate the ELBO.
 
     References:
         Pathfinder: Parallel Quasi-Newton Variational Inference (Zhang et al., 2022) | https://arxiv.org/abs/2108.03782
         Saddle-Free Newton (Dauphin et al., 2014) | https://arxiv.org/abs/1406.2572
     """
-    z = starting_points(density, num, seed)
+    z, num = z.clone(), len(z)
     noise = fixed_draws(_DRAWS, density.dim, seed).to(z)
     best: list[tuple[float, Affine] | None] = [None] * num
     moving = torch.ones(num, dtype=torch.bool)

@@ -1,7 +1,7 @@
 """Automatic fits of ten posteriors of posteriordb against their reference draws.
 
-One setting for all, several seeds. Errors are those of draws as ``run.sample`` returns them, in the
-reference's own coordinates; "claimed" counts fits that are called trusted or usable with
+One setting for all, several seeds. Errors are those of draws as ``run.sample`` returns them, in
+the reference's own coordinates; "claimed" counts fits that are called trusted or usable with
 correction, "false" those of them outside the limits. Prints a Markdown table:
 
     python benchmarks/auto.py --data PATH_TO_POSTERIORDB

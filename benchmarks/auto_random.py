@@ -110,10 +110,13 @@ def draw_problem(seed: int) -> Problem:
     x = x @ np.linalg.qr(rng.normal(size=(num_predictors, num_predictors)))[0]
     x = x * np.exp(rng.normal(size=num_predictors))
     group = rng.integers(num_groups, size=num)
-    beta = rng.normal(size=num_predictors) / np.linalg.norm(x.std(0)) 
+    beta = rng.normal(size=num_predictors) / np.linalg.norm(x.std(0))
     eta = rng.normal() + x @ beta
     if structure != "fixed":
-        eta = eta + np.exp(rng.uniform(np.log(0.1), np.log(1.5))) * rng.normal(size=num_groups)[group]
+        eta = (
+            eta
+            + np.exp(rng.uniform(np.log(0.1), np.log(1.5))) * rng.normal(size=num_groups)[group]
+        )
     if likelihood == "logistic":
         y = rng.uniform(size=num) < 1 / (1 + np.exp(-eta))
     elif likelihood == "poisson":
@@ -157,7 +160,7 @@ def funnel(dim: int, scale: float) -> Problem:
 
 
 def reference(
-    problem: Problem, *, chains: int = 128, moves: int = 300, seed: int = 0
+    problem: Problem, *, chains: int = 64, moves: int = 250, seed: int = 0
 ) -> tuple[Tensor, Tensor, float]:
     """Return means and standard deviations of the parameters, and the largest R-hat."""
     density = Density(problem.easy, problem.args)
@@ -200,7 +203,11 @@ def main() -> None:
     for number, problem in enumerate(tqdm(problems, desc="models")):
         start = time.perf_counter()
         run = px.fit(
-            problem.model, data=problem.args, optim="auto", family="auto", seed=number,
+            problem.model,
+            data=problem.args,
+            optim="auto",
+            family="auto",
+            seed=number,
             progress=False,
         )
         seconds = time.perf_counter() - start

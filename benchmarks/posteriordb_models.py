@@ -67,6 +67,7 @@ def flat_positive(name):
 
 def columns(*names):
     """Return a stack of draws of these sites, the scalars and the vectors."""
+
     def parameters(draws):
         parts = [draws[name] for name in names]
         return torch.cat([p.reshape(len(p), -1) for p in parts], -1)
@@ -117,7 +118,8 @@ def arma(y):
         errors.append(error)
     errors = torch.stack(errors, -1)
     pyro.sample(
-        "error", dist.Normal(torch.zeros_like(errors), sigma.unsqueeze(-1)).to_event(1),
+        "error",
+        dist.Normal(torch.zeros_like(errors), sigma.unsqueeze(-1)).to_event(1),
         obs=errors,
     )
 
@@ -210,36 +212,60 @@ def read_nes(content):
 
 CASES = (
     Case(
-        "eight_schools-eight_schools_noncentered", "eight_schools.json", eight_schools,
-        lambda c: (tensor(c["sigma"]), tensor(c["y"])), schools_parameters,
+        "eight_schools-eight_schools_noncentered",
+        "eight_schools.json",
+        eight_schools,
+        lambda c: (tensor(c["sigma"]), tensor(c["y"])),
+        schools_parameters,
     ),
     Case("arK-arK", "arK.json", ark, read_ark, columns("alpha", "beta", "sigma")),
     Case(
-        "arma-arma11", "arma.json", arma, lambda c: (tensor(c["y"]),),
+        "arma-arma11",
+        "arma.json",
+        arma,
+        lambda c: (tensor(c["y"]),),
         columns("mu", "phi", "theta", "sigma"),
     ),
     Case(
-        "sblri-blr", "sblri.json", blr, lambda c: (tensor(c["X"]), tensor(c["y"])),
+        "sblri-blr",
+        "sblri.json",
+        blr,
+        lambda c: (tensor(c["X"]), tensor(c["y"])),
         columns("beta", "sigma"),
     ),
     Case(
-        "gp_pois_regr-gp_regr", "gp_pois_regr.json", gp_regression,
-        lambda c: (tensor(c["x"]), tensor(c["y"])), columns("rho", "alpha", "sigma"),
+        "gp_pois_regr-gp_regr",
+        "gp_pois_regr.json",
+        gp_regression,
+        lambda c: (tensor(c["x"]), tensor(c["y"])),
+        columns("rho", "alpha", "sigma"),
     ),
     Case(
-        "low_dim_gauss_mix-low_dim_gauss_mix", "low_dim_gauss_mix.json", gauss_mix,
-        lambda c: (tensor(c["y"]),), columns("mu", "sigma", "theta"),
+        "low_dim_gauss_mix-low_dim_gauss_mix",
+        "low_dim_gauss_mix.json",
+        gauss_mix,
+        lambda c: (tensor(c["y"]),),
+        columns("mu", "sigma", "theta"),
     ),
     Case(
-        "mesquite-logmesquite", "mesquite.json", flat_regression, read_mesquite,
+        "mesquite-logmesquite",
+        "mesquite.json",
+        flat_regression,
+        read_mesquite,
         columns("beta", "sigma"),
     ),
     Case(
-        "garch-garch11", "garch.json", garch,
-        lambda c: (tensor(c["y"]), float(c["sigma1"])), garch_parameters,
+        "garch-garch11",
+        "garch.json",
+        garch,
+        lambda c: (tensor(c["y"]), float(c["sigma1"])),
+        garch_parameters,
     ),
     Case(
-        "kidiq-kidscore_interaction", "kidiq.json", kidscore, read_kidiq,
+        "kidiq-kidscore_interaction",
+        "kidiq.json",
+        kidscore,
+        read_kidiq,
         columns("beta", "sigma"),
     ),
     Case("nes2000-nes", "nes2000.json", flat_regression, read_nes, columns("beta", "sigma")),

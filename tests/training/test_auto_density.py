@@ -130,9 +130,9 @@ def test_lbfgs_finds_the_top_of_rosenbrocks_valley():
     def valley(x):
         a, b = x[:-1], x[1:]
         value = -(100 * (b - a**2) ** 2 + (1 - a) ** 2).sum()
-        return value, torch.func.grad(lambda v: -(
-            100 * (v[1:] - v[:-1] ** 2) ** 2 + (1 - v[:-1]) ** 2
-        ).sum())(x)
+        return value, torch.func.grad(
+            lambda v: -(100 * (v[1:] - v[:-1] ** 2) ** 2 + (1 - v[:-1]) ** 2).sum()
+        )(x)
 
     x, slope, _ = maximize(valley, torch.full((4,), -1.0), 500, 1e-8)
     torch.testing.assert_close(x, torch.ones(4), rtol=0, atol=1e-6)
@@ -197,7 +197,9 @@ def test_resampling_gives_each_draw_its_weight():
 
 
 def test_a_matched_part_has_the_moments_of_the_pool():
-    z = torch.randn((500, 2), generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 9.0])
+    z = torch.randn((500, 2), generator=torch.Generator().manual_seed(0)) * torch.tensor(
+        [1.0, 9.0]
+    )
     pool = Pool(z, torch.full((500,), 1 / 500), 0.0, 0.7, 0.0)
     part = matched(pool)
     covariance = part.q.factor @ part.q.factor.mT * 5 / 3  # that of a Student-t with 5 degrees
@@ -205,7 +207,9 @@ def test_a_matched_part_has_the_moments_of_the_pool():
     torch.testing.assert_close(covariance, torch.cov(z.mT, correction=0))
 
 
-@pytest.mark.parametrize(("shift", "stretch", "found"), [(0, 1, False), (1, 1, True), (0, 2, True)])
+@pytest.mark.parametrize(
+    ("shift", "stretch", "found"), [(0, 1, False), (1, 1, True), (0, 2, True)]
+)
 def test_draws_that_are_off_leave_their_place(shift, stretch, found):
     def model():
         pyro.sample("z", dist.Normal(0.0, 1.0).expand([4]).to_event(1))

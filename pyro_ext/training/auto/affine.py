@@ -74,8 +74,10 @@ class Affine:
 
 
 def fixed_draws(num: int, dim: int, seed: int) -> Float[Tensor, " num dim"]:
-    """Return antithetic Sobol draws of a standard normal, with mean 0 and, if there are enough of
-    them, unit covariance: expectations of quadratics are exact.
+    """Return antithetic Sobol draws of a standard normal, adjusted to its first two moments.
+
+    With at least 4 draws per dimension their covariance is the identity, so that expectations of
+    quadratics are exact; with fewer only the variances are one.
 
     Args:
         num: Number of draws, even.
@@ -153,7 +155,7 @@ def climb(density: Density, start: Affine, noise: Float[Tensor, " draws dim"]) -
             return total, torch.cat([grad.mean(0), by_scale, by_turn[rows, cols]])
 
         size = 2 * dim if base.diagonal else 2 * dim + len(rows)
-        x, slope, steps = maximize(
+        x, _, steps = maximize(
             objective, torch.zeros(size, dtype=base.loc.dtype), _STEPS, _TOLERANCE
         )
         m, turn = turned(x)

@@ -106,7 +106,9 @@ class Pool:
         index = torch.searchsorted(edges / edges[-1], steps).clamp(max=len(edges) - 1)
         return self.z[index[torch.randperm(num, generator=generator)]]
 
-    def moments(self, values: Float[Tensor, " draws size"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def moments(
+        self, values: Float[Tensor, " draws size"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return mean and sd of functions of the draws, and standard errors in units of the sd.
 
         Args:
@@ -141,7 +143,8 @@ def draw_pool(
         generator: Random numbers.
 
     References:
-        Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg, 1995) | https://doi.org/10.1080/00401706.1995.10484303
+        Weighted Average Importance Sampling and Defensive Mixture Distributions
+        (Hesterberg, 1995) | https://doi.org/10.1080/00401706.1995.10484303
         Pareto Smoothed Importance Sampling (Vehtari et al., 2024) | https://arxiv.org/abs/1507.02646
     """
     share = num // len(parts)

@@ -181,8 +181,7 @@ class Density:
         plate = ParticlePlate("points", num, -1 - self.nesting, None)
         unpacked = self.packing.unpack(z.reshape(num, *(1,) * self.nesting, self.dim))
         with plate:
-            total = self._joint(unpacked)
-        return total
+            return self._joint(unpacked)
 
     def _single(self, z: Tensor) -> Tensor:
         return self._joint(self.packing.unpack(z)).squeeze(0)
@@ -204,7 +203,7 @@ class Density:
         """Evaluate; a point that makes a factorization fail must not take the others with it."""
         try:
             return self._evaluate(z)
-        except (torch.linalg.LinAlgError, ValueError):
+        except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
             if len(z) == 1:
                 return torch.full_like(z[:, 0], -math.inf)
             half = len(z) // 2
@@ -212,7 +211,7 @@ class Density:
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:
-        with _default_dtype(self.dtype), pyro.validation_enabled(False):
+        with _default_dtype(self.dtype), pyro.validation_enabled(is_validate=False):
             yield
 
 

@@ -73,9 +73,7 @@ def drift(
     square, new_square = start.square(), end.square()
     by_square = _shift(square, new_square, square.std(0))
     by_value = _shift(value.unsqueeze(-1), new_value.unsqueeze(-1), value.std())
-    shifts, errors = (
-        torch.cat(parts) for parts in zip(by_mean, by_square, by_value, strict=True)
-    )
+    shifts, errors = (torch.cat(parts) for parts in zip(by_mean, by_square, by_value, strict=True))
     return Drift(
         float(by_mean[0].max()),
         float(by_square[0].max()),

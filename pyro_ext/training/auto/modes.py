@@ -37,7 +37,8 @@ def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: 
     generator = torch.Generator().manual_seed(seed)
     shape = (len(candidates), dim)
     outside = _REACH * torch.randn(shape, generator=generator, dtype=q.loc.dtype)
-    near, found = 0, []
+    near = 0
+    found: list[tuple[Affine, float]] = []
     for candidate in [*candidates, *paths(density, q.push(outside), seed)]:
         points = torch.stack([candidate.q.loc, candidate.end])
         square = q.pull(points).square().sum(-1)
@@ -58,9 +59,11 @@ def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: 
         mass = sum(math.exp(min(gap, 50.0)) for gap in rivals)
         share = mass / (1 + mass)
         return Finding(
-            False,
-            f"other starts lead to {len(rivals)} other mode(s) with about {share:.1%} of the mass",
+            passed=False,
+            text=f"other starts lead to {len(rivals)} other mode(s) with {share:.1%} of the mass",
         )
     if near < 2:
-        return Finding(False, f"only {near} of {2 * len(candidates)} starts lead to this mode")
-    return Finding(True, f"{near} of {2 * len(candidates)} starts agree")
+        return Finding(
+            passed=False, text=f"only {near} of {2 * len(candidates)} starts lead to this mode"
+        )
+    return Finding(passed=True, text=f"{near} of {2 * len(candidates)} starts agree")

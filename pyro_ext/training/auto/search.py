@@ -24,10 +24,10 @@ from pyro_ext.training.auto.verdict import LIMIT, Attempt, Finding, Verdict
 __all__ = ["FAMILIES", "fit_auto"]
 
 FAMILIES: tuple[Family, ...] = (Diagonal(), FullCovariance())
-_CHAINS = 1000
+_CHAINS = 600
 _FRESH = 2048
 _SIGMAS = 3.0
-_POOL, _ROUNDS = 20_000, 6
+_POOL, _ROUNDS = 20_000, 4
 
 
 def fit_auto(
@@ -51,7 +51,7 @@ def fit_auto(
         Pathfinder: Parallel Quasi-Newton Variational Inference (Zhang et al., 2022) | https://arxiv.org/abs/2108.03782
         Robust, Accurate Stochastic Optimization for Variational Inference (Dhaka et al., 2020) | https://arxiv.org/abs/2009.00666
     """
-    search = _Search(model, args, seed, progress)
+    search = _Search(model, args, seed=seed, progress=progress)
     try:
         return search.run(families)
     finally:
@@ -60,7 +60,7 @@ def fit_auto(
 
 class _Search:
     def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], seed: int, progress: bool
+        self, model: Callable[..., Any], args: tuple[Any, ...], *, seed: int, progress: bool
     ) -> None:
         self.model, self.args, self.seed = model, args, seed
         self.begin = time.perf_counter()
@@ -166,9 +166,7 @@ class _Search:
         gap = gap + q.log_det() - smaller.log_det()
         return float(gap.mean()) > _SIGMAS * float(gap.std()) / len(noise) ** 0.5
 
-    def judge(
-        self, q: Affine, bound: float, candidates: list[Candidate]
-    ) -> tuple[Pool, Verdict]:
+    def judge(self, q: Affine, bound: float, candidates: list[Candidate]) -> tuple[Pool, Verdict]:
         density = self.density
         num = int(max(4000, min(_POOL, 4e6 / density.dim)))
         parts: tuple[Part, ...] = defensive(q)
@@ -179,7 +177,7 @@ class _Search:
             if pool.k_hat <= pool.threshold:
                 if max(worst_mean, worst_sd) * _SIGMAS <= LIMIT:
                     break
-                num = min(2 * num, 8 * _POOL)
+                num = min(2 * num, 4 * _POOL)
             better = matched(pool)
             if better is None:
                 break
@@ -196,13 +194,18 @@ class _Search:
         self.note("importance correction", bound, f"k-hat {pool.k_hat:.2f}")
         if usable:
             moved = drift(
-                density, _as(q, diagonal=q.diagonal), pool.resample(_CHAINS, self.generator),
+                density,
+                _as(q, diagonal=q.diagonal),
+                pool.resample(_CHAINS, self.generator),
                 self.generator,
             )
             text = f"mean {moved.mean:.2f}, mean square {moved.spread:.2f} sd"
             checks.append(
-                Finding(not moved.found, f"draws {'leave' if moved.found else 'stay in'} their "
-                        f"place under Hamiltonian moves (shifts: {text})")
+                Finding(
+                    not moved.found,
+                    f"draws {'leave' if moved.found else 'stay in'} their "
+                    f"place under Hamiltonian moves (shifts: {text})",
+                )
             )
             self.note("Hamiltonian moves", bound, f"acceptance {moved.acceptance:.2f}")
         checks.append(other_modes(density, q, candidates, self.seed + 200))

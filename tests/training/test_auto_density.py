@@ -7,8 +7,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from pyro_ext.training.auto.adapt import matched, split
 from pyro_ext.training.auto.affine import Affine, climb, elbo, fixed_draws
-from pyro_ext.training.auto.correct import Part, Pool, defensive, draw_pool, matched
+from pyro_ext.training.auto.correct import Part, Pool, defensive, draw_pool
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.drift import drift
 from pyro_ext.training.auto.lbfgs import maximize
@@ -201,7 +202,7 @@ def test_a_matched_part_has_the_moments_of_the_pool():
         [1.0, 9.0]
     )
     pool = Pool(z, torch.full((500,), 1 / 500), 0.0, 0.7, 0.0)
-    part = matched(pool)
+    (part,) = matched(pool)
     covariance = part.q.factor @ part.q.factor.mT * 5 / 3  # that of a Student-t with 5 degrees
     torch.testing.assert_close(part.q.loc, z.mean(0))
     torch.testing.assert_close(covariance, torch.cov(z.mT, correction=0))
@@ -218,3 +219,17 @@ def test_draws_that_are_off_leave_their_place(shift, stretch, found):
     generator = torch.Generator().manual_seed(0)
     z = shift + stretch * torch.randn((1000, 4), generator=generator)
     assert drift(density, Affine(torch.zeros(4), torch.eye(4)), z, generator).found == found
+
+
+def test_slices_follow_a_funnel():
+    """Along its scale the other coordinate's spread differs from part to part."""
+    generator = torch.Generator().manual_seed(0)
+    v = -torch.rand((4000, 1), generator=generator).log()  # skewed
+    x = v.exp() * torch.randn((4000, 1), generator=generator)
+    pool = Pool(torch.cat([v, x], 1), torch.full((4000,), 1 / 4000), 0.0, 0.7, 0.0)
+    parts = sorted(split(pool), key=lambda part: part.q.loc[0])
+    spread = [float(part.q.sd[1]) for part in parts]
+    assert spread == sorted(spread)
+    assert spread[-1] > 5 * spread[0]
+    few = Pool(pool.z[:30], torch.full((30,), 1 / 30), 0.0, 0.7, 0.0)
+    assert split(few) == ()

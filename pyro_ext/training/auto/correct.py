@@ -14,7 +14,7 @@ from pyro_ext.diagnostics.khat import k_hat
 from pyro_ext.training.auto.affine import Affine
 from pyro_ext.training.auto.density import Density
 
-__all__ = ["Part", "Pool", "defensive", "draw_pool", "flat_latents", "matched"]
+__all__ = ["Part", "Pool", "defensive", "draw_pool", "flat_latents"]
 
 _DEGREES = 5.0
 
@@ -93,6 +93,21 @@ class Pool:
         """Number of independent draws that they are worth."""
         return float(1 / self.weights.square().sum())
 
+    @property
+    def usable(self) -> bool:
+        """Whether k-hat allows the weights to be used."""
+        return self.k_hat <= self.threshold
+
+    def worst_error(self, values: Float[Tensor, " draws size"]) -> float:
+        """Return the largest standard error of a mean, in sds, or of an sd, relative.
+
+        Args:
+            values: Functions of the draws.
+        """
+        _, _, mean_error, sd_error = self.moments(values)
+        worst = float(torch.maximum(mean_error, sd_error).max())
+        return worst if math.isfinite(worst) else math.inf
+
     def resample(self, num: int, generator: torch.Generator) -> Float[Tensor, " num dim"]:
         """Return draws without weights, by systematic resampling.
 
@@ -159,27 +174,6 @@ def draw_pool(
     if math.isfinite(shape.values.item()):
         log_smooth = pareto_smooth(log_w.unsqueeze(-1))[0].squeeze(-1).to(log_w)
     return Pool(z, log_smooth.softmax(0), shape.values.item(), shape.threshold, log_evidence)
-
-
-def matched(pool: Pool) -> Part | None:
-    """Return a Student-t with the mean and covariance of weighted draws, if they have rank.
-
-    It minimizes KL(p‖q), so it covers what a normal that maximizes the ELBO leaves out.
-
-    Args:
-        pool: The draws.
-
-    References:
-        Population Monte Carlo (Cappé et al., 2004) | https://doi.org/10.1198/106186004X12803
-    """
-    w = pool.weights.unsqueeze(-1)
-    mean = (w * pool.z).sum(0)
-    centred = (pool.z - mean) * w.sqrt()
-    covariance = centred.mT @ centred * (_DEGREES - 2) / _DEGREES
-    factor, failed = torch.linalg.cholesky_ex(covariance)
-    if pool.effective < 4 * pool.z.shape[-1] or int(failed):
-        return None
-    return Part(Affine(mean, factor), _DEGREES)
 
 
 def flat_latents(density: Density, z: Float[Tensor, " draws dim"]) -> Float[Tensor, " draws size"]:

@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 
 from pyro_ext.families import Diagonal, Family, FullCovariance
 from pyro_ext.losses import ELBO
+from pyro_ext.training.auto.adapt import adapted_pool
 from pyro_ext.training.auto.affine import Affine, climb, elbo, fixed_draws
-from pyro_ext.training.auto.correct import Part, Pool, defensive, draw_pool, flat_latents, matched
+from pyro_ext.training.auto.correct import Pool, flat_latents
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.drift import drift
 from pyro_ext.training.auto.modes import other_modes
@@ -27,7 +28,7 @@ FAMILIES: tuple[Family, ...] = (Diagonal(), FullCovariance())
 _CHAINS = 600
 _FRESH = 2048
 _SIGMAS = 3.0
-_POOL, _ROUNDS = 20_000, 4
+_POOL = 20_000
 
 
 def fit_auto(
@@ -169,30 +170,20 @@ class _Search:
     def judge(self, q: Affine, bound: float, candidates: list[Candidate]) -> tuple[Pool, Verdict]:
         density = self.density
         num = int(max(4000, min(_POOL, 4e6 / density.dim)))
-        parts: tuple[Part, ...] = defensive(q)
-        for _ in range(_ROUNDS):
-            pool = draw_pool(density, parts, num, self.generator)
-            mean, sd, mean_error, sd_error = pool.moments(flat_latents(density, pool.z))
-            worst_mean, worst_sd = float(mean_error.max()), float(sd_error.max())
-            if pool.k_hat <= pool.threshold:
-                if max(worst_mean, worst_sd) * _SIGMAS <= LIMIT:
-                    break
-                num = min(2 * num, 4 * _POOL)
-            better = matched(pool)
-            if better is None:
-                break
-            parts = (*defensive(q), *parts[2:][-1:], better)
-        usable = pool.k_hat <= pool.threshold
+        limit = LIMIT / _SIGMAS
+        pool = adapted_pool(density, q, num, 4 * num, limit, self.generator)
+        mean, sd, mean_error, sd_error = pool.moments(flat_latents(density, pool.z))
+        worst_mean, worst_sd = float(mean_error.max()), float(sd_error.max())
         checks = [
-            Finding(usable, f"k-hat {pool.k_hat:.2f} (limit {pool.threshold:.2f})"),
+            Finding(pool.usable, f"k-hat {pool.k_hat:.2f} (limit {pool.threshold:.2f})"),
             Finding(
-                max(worst_mean, worst_sd) * _SIGMAS <= LIMIT,
+                max(worst_mean, worst_sd) <= limit,
                 f"standard errors of at most {worst_mean:.3f} sd (means) and {worst_sd:.1%} (sds) "
                 f"from {pool.effective:.0f} effective draws",
             ),
         ]
         self.note("importance correction", bound, f"k-hat {pool.k_hat:.2f}")
-        if usable:
+        if pool.usable:
             moved = drift(
                 density,
                 _as(q, diagonal=q.diagonal),

@@ -95,7 +95,8 @@ def split(pool: Pool) -> tuple[Part, ...]:
     if pool.effective < 4 * dim * _SLICES:
         return ()
     mean, covariance = _moments(z, w)
-    cubes = ((z - mean) / covariance.diagonal().sqrt()) ** 3
+    # Clamped, so that it is skew that counts and not a far draw of a symmetric coordinate.
+    cubes = ((z - mean) / covariance.diagonal().sqrt()).clamp(-2, 2) ** 3
     coordinate = z[:, int((w @ cubes).abs().argmax())]
     order = coordinate.argsort()
     slices = torch.empty_like(order)

@@ -3,10 +3,9 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyro
@@ -17,71 +16,18 @@ from tqdm.auto import tqdm
 
 from pyro_ext._checks import Pair
 from pyro_ext.autoguide import AutoJoint
-from pyro_ext.autoguide.guide import PackedGuide
+from pyro_ext.families import Family
 from pyro_ext.losses import ELBO, Annealed
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.auto.entry import fit_without_settings
 from pyro_ext.training.batches import Step, count_rows, steps
 from pyro_ext.training.history import RECORD_EVERY, History
 from pyro_ext.training.nonfinite import explain_nonfinite
 from pyro_ext.training.optimizers import Optimizers
 from pyro_ext.training.parameters import find_parameters, held
-from pyro_ext.weights import log_weights
+from pyro_ext.training.run import Run
 
 __all__ = ["Run", "arguments", "fit"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a fit leaves behind.
-
-    Args:
-        model: The model, with its fitted parameters.
-        guide: The fitted guide.
-        loss: The loss that was minimized.
-        args: The model's arguments, with all rows.
-        losses: Loss of each step in nats, shape ``(num_steps,)``.
-        seconds: Wall time of the fit.
-        seed: Seed of the fit's random numbers.
-        stopped: Why it stopped.
-        elbo_per_datum: The plain ELBO in nats per datum, whatever the loss and its annealing, of
-            every 50th step and the last: an estimate from the step's own rows, shape
-            ``(records,)``.
-        elbo_steps: The steps that it is of, shape ``(records,)``.
-        num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
-            known.
-    """
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    loss: BoundLoss
-    args: tuple[Any, ...] = field(repr=False)
-    losses: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
-    seconds: float
-    seed: int
-    stopped: str
-    elbo_per_datum: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
-    elbo_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(repr=False)
-    num_data: int
-
-    @property
-    def num_steps(self) -> int:
-        """Number of steps that were taken."""
-        return len(self.losses)
-
-    def sample(self, num_samples: int) -> dict[str, Tensor]:
-        """Draw latents of all rows from the fitted guide, shape ``(num_samples, *site)`` each.
-
-        Args:
-            num_samples: Number of draws.
-        """
-        if isinstance(self.guide, PackedGuide):
-            # All rows, also where the model subsamples inside its plate.
-            return self.guide.sample_posterior(num_samples, *self.args)
-        with torch.no_grad():
-            draws = log_weights(
-                self.model, self.guide, *self.args, num_particles=num_samples, joint=True
-            )
-        return draws.latents
 
 
 def fit(
@@ -89,8 +35,9 @@ def fit(
     guide: Callable[..., Any] | None = None,
     loss: BoundLoss | None = None,
     data: Any = None,
-    optim: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
+    optim: Callable[[list[Tensor]], torch.optim.Optimizer] | Literal["auto"] | None = None,
     *,
+    family: Family | Literal["auto"] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
     num_steps: int = 2000,
     batch_size: int | None = None,
@@ -115,12 +62,14 @@ def fit(
 
     Args:
         model: A Pyro model.
-        guide: Its guide; by default ``AutoJoint(model)``.
+        guide: Its guide; by default ``AutoJoint(model, family=family)``.
         loss: What to minimize; by default ``ELBO()``.
         data: The model's argument, or a tuple of its arguments; None if it takes none.
         optim: From a list of parameters to a torch optimizer; by default Adam, from 0.02 down to
             0 on a cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of
-            the same options.
+            the same options. With ``"auto"`` start, scale, step size and length of the fit are
+            found, the draws are importance-corrected, and the run has a verdict (``AutoRun``).
+        family: Family of the default guide; with ``"auto"`` it is found too.
         schedule: From that optimizer to a torch learning-rate scheduler, stepped at every step.
         num_steps: Number of steps.
         batch_size: Rows of a mini-batch; by default all.
@@ -149,7 +98,21 @@ def fit(
         >>> round(run.guide.median()["mu"].item(), 1)
         3.0
     """
-    guide = AutoJoint(model) if guide is None else guide
+    if optim == "auto" or family == "auto":
+        options = {
+            "guide": guide,
+            "loss": loss,
+            "optim": None if optim == "auto" else optim,
+            "schedule": schedule,
+            "batch_size": batch_size,
+        }
+        return fit_without_settings(model, data, family, options, seed=seed, progress=progress)
+    if guide is not None and family is not None:
+        raise ValueError(
+            "fit: expected a guide or a family; got both. Write: guide=px.AutoJoint(model, "
+            "family=family)."
+        )
+    guide = AutoJoint(model, family=family) if guide is None else guide
     loss = ELBO() if loss is None else loss
     if optim is None:
         optim = partial(torch.optim.Adam, lr=0.02)

@@ -1,0 +1,187 @@
+"""Importance correction: draws of a heavier-tailed copy of the guide, with smoothed weights."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from pyro_ext.diagnostics._arviz import pareto_smooth
+from pyro_ext.diagnostics.khat import k_hat
+from pyro_ext.training.auto.affine import Affine
+from pyro_ext.training.auto.density import Density
+
+__all__ = ["Part", "Pool", "defensive", "draw_pool", "flat_latents"]
+
+_DEGREES = 5.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a proposal: the normal of z = μ + S ε, or a Student-t of its μ and S.
+
+    Args:
+        q: The normal.
+        degrees: Degrees of freedom; inf for the normal itself.
+    """
+
+    q: Affine
+    degrees: float
+
+    def draw(self, num: int, generator: torch.Generator) -> Float[Tensor, " num dim"]:
+        """Return draws.
+
+        Args:
+            num: Number of draws.
+            generator: Random numbers.
+        """
+        options: Any = {"generator": generator, "dtype": self.q.loc.dtype}
+        noise = torch.randn((num, len(self.q.loc)), **options)
+        if self.degrees < math.inf:
+            chi = torch.randn((num, int(self.degrees)), **options).square().sum(-1)
+            noise = noise * (self.degrees / chi).sqrt().unsqueeze(-1)
+        return self.q.push(noise)
+
+    def log_prob(self, z: Float[Tensor, " draws dim"]) -> Float[Tensor, " draws"]:
+        """Return the log density.
+
+        Args:
+            z: Points.
+        """
+        square, dim, nu = self.q.pull(z).square().sum(-1), z.shape[-1], self.degrees
+        if nu == math.inf:
+            log_q = -0.5 * square - dim / 2 * math.log(2 * math.pi)
+        else:
+            constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2)
+            constant -= dim / 2 * math.log(nu * math.pi)
+            log_q = constant - (nu + dim) / 2 * torch.log1p(square / nu)
+        return log_q - self.q.log_det()
+
+
+def defensive(q: Affine) -> tuple[Part, Part]:
+    """Return a normal and its Student-t copy, which reaches farther.
+
+    Args:
+        q: The normal.
+    """
+    return Part(q, math.inf), Part(q, _DEGREES)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Weighted draws of the posterior.
+
+    Args:
+        z: Unconstrained draws, shape ``(draws, dim)``.
+        weights: Their smoothed weights, which add up to one, shape ``(draws,)``.
+        k_hat: Shape of the weights' tail.
+        threshold: Largest k-hat with which they can be used.
+        log_evidence: Estimate of log p(x).
+    """
+
+    z: Tensor
+    weights: Tensor
+    k_hat: float
+    threshold: float
+    log_evidence: float
+
+    @property
+    def effective(self) -> float:
+        """Number of independent draws that they are worth."""
+        return float(1 / self.weights.square().sum())
+
+    @property
+    def usable(self) -> bool:
+        """Whether k-hat allows the weights to be used."""
+        return self.k_hat <= self.threshold
+
+    def worst_error(self, values: Float[Tensor, " draws size"]) -> float:
+        """Return the largest standard error of a mean, in sds, or of an sd, relative.
+
+        Args:
+            values: Functions of the draws.
+        """
+        _, _, mean_error, sd_error = self.moments(values)
+        worst = float(torch.maximum(mean_error, sd_error).max())
+        return worst if math.isfinite(worst) else math.inf
+
+    def resample(self, num: int, generator: torch.Generator) -> Float[Tensor, " num dim"]:
+        """Return draws without weights, by systematic resampling.
+
+        Args:
+            num: Number of draws.
+            generator: Random numbers.
+        """
+        start = torch.rand((), generator=generator, dtype=torch.float64)
+        steps = (torch.arange(num, dtype=torch.float64) + start) / num
+        edges = self.weights.double().cumsum(0)
+        index = torch.searchsorted(edges / edges[-1], steps).clamp(max=len(edges) - 1)
+        return self.z[index[torch.randperm(num, generator=generator)]]
+
+    def moments(
+        self, values: Float[Tensor, " draws size"]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return mean and sd of functions of the draws, and standard errors in units of the sd.
+
+        Args:
+            values: The functions.
+
+        Returns:
+            Mean, sd, the mean's standard error over the sd, and the sd's relative one.
+        """
+        w = self.weights.unsqueeze(-1)
+        mean = (w * values).sum(0)
+        square = (values - mean).square()
+        variance = (w * square).sum(0)
+        by_mean = (w.square() * square).sum(0) / variance
+        by_variance = (w.square() * (square - variance).square()).sum(0) / variance.square()
+        return mean, variance.sqrt(), by_mean.sqrt(), by_variance.sqrt() / 2
+
+
+def draw_pool(
+    density: Density, parts: Sequence[Part], num: int, generator: torch.Generator
+) -> Pool:
+    r"""Draw from a mixture with equal shares, and weigh by the target.
+
+    .. math:: \log w = \log p(x, z) - \log \tfrac1M \sum_m q_m(z)
+
+    The weights of a normal guide have heavy tails wherever the target's are heavier; those of a
+    defensive mixture are at most M times as large, and its other parts reach farther.
+
+    Args:
+        density: The target.
+        parts: Parts of the mixture.
+        num: Number of draws.
+        generator: Random numbers.
+
+    References:
+        Weighted Average Importance Sampling and Defensive Mixture Distributions
+        (Hesterberg, 1995) | https://doi.org/10.1080/00401706.1995.10484303
+        Pareto Smoothed Importance Sampling (Vehtari et al., 2024) | https://arxiv.org/abs/1507.02646
+    """
+    share = num // len(parts)
+    z = torch.cat([part.draw(share, generator) for part in parts])
+    log_mixture = torch.stack([part.log_prob(z) for part in parts]).logsumexp(0)
+    log_w = density.value(z) - log_mixture + math.log(len(parts))
+    log_evidence = float(log_w.logsumexp(0)) - math.log(len(z))
+    if bool((log_w == -math.inf).all()):
+        return Pool(z, torch.full_like(log_w, 1 / len(z)), math.inf, 0.0, log_evidence)
+    shape = k_hat(log_w)
+    log_smooth = log_w
+    if math.isfinite(shape.values.item()):
+        log_smooth = pareto_smooth(log_w.unsqueeze(-1))[0].squeeze(-1).to(log_w)
+    return Pool(z, log_smooth.softmax(0), shape.values.item(), shape.threshold, log_evidence)
+
+
+def flat_latents(density: Density, z: Float[Tensor, " draws dim"]) -> Float[Tensor, " draws size"]:
+    """Return the constrained values of all sites side by side.
+
+    Args:
+        density: The target.
+        z: Unconstrained draws.
+    """
+    latents = density.latents(z)
+    return torch.cat([value.reshape(len(z), -1) for value in latents.values()], -1)

@@ -1,0 +1,69 @@
+"""What a fit leaves behind."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_ext.autoguide.guide import PackedGuide
+from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.weights import log_weights
+
+__all__ = ["Run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a fit leaves behind.
+
+    Args:
+        model: The model, with its fitted parameters.
+        guide: The fitted guide.
+        loss: The loss that was minimized.
+        args: The model's arguments, with all rows.
+        losses: Loss of each step in nats, shape ``(num_steps,)``.
+        seconds: Wall time of the fit.
+        seed: Seed of the fit's random numbers.
+        stopped: Why it stopped.
+        elbo_per_datum: The plain ELBO in nats per datum, whatever the loss and its annealing, of
+            every 50th step and the last: an estimate from the step's own rows, shape
+            ``(records,)``.
+        elbo_steps: The steps that it is of, shape ``(records,)``.
+        num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
+            known.
+    """
+
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    loss: BoundLoss
+    args: tuple[Any, ...] = field(repr=False)
+    losses: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
+    seconds: float
+    seed: int
+    stopped: str
+    elbo_per_datum: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
+    elbo_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(repr=False)
+    num_data: int
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps that were taken."""
+        return len(self.losses)
+
+    def sample(self, num_samples: int) -> dict[str, Tensor]:
+        """Draw latents of all rows from the fitted guide, shape ``(num_samples, *site)`` each.
+
+        Args:
+            num_samples: Number of draws.
+        """
+        if isinstance(self.guide, PackedGuide):
+            # All rows, also where the model subsamples inside its plate.
+            return self.guide.sample_posterior(num_samples, *self.args)
+        with torch.no_grad():
+            draws = log_weights(
+                self.model, self.guide, *self.args, num_particles=num_samples, joint=True
+            )
+        return draws.latents

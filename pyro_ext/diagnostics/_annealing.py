@@ -15,22 +15,22 @@ __all__ = ["Moves", "backward", "forward", "schedule", "stay", "tune"]
 _TARGET = 0.75
 _GAIN = 0.3
 _WARM_UP = 20
-_POWER = 5
+_SHARPNESS = 4.0
 _MIN_SCALE = 1e-3
 _DIVERGENCE = 1e3  # a fall of the log density that no step from a typical point makes
 
 
 def schedule(num: int) -> list[float]:
-    r"""Return inverse temperatures from 0 to 1, each a nearly constant factor above the last.
+    """Return inverse temperatures from 0 to 1, densest at both ends.
 
-    A log likelihood varies in proportion to 1 / β, so that equal ratios make equal noise.
-
-    .. math:: \beta_t = (t / T)^5
+    A start that is much wider than the target changes most at the beginning, one that is much
+    narrower at the end.
 
     Args:
-        num: Number T of steps between them.
+        num: Number of steps between them.
     """
-    return [(step / num) ** _POWER for step in range(num + 1)]
+    raw = torch.sigmoid(torch.linspace(-_SHARPNESS, _SHARPNESS, num + 1, dtype=torch.float64))
+    return ((raw - raw[0]) / (raw[-1] - raw[0])).tolist()
 
 
 @dataclass(frozen=True)

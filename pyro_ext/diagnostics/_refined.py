@@ -1,20 +1,17 @@
 """The same family fitted to the data themselves, from a guide's answer."""
 
-import time
-from collections.abc import Callable
+import copy
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint
+from pyro_ext.autoguide.encoder import EncoderGuide
 from pyro_ext.autoguide.guide import PackedGuide
-from pyro_ext.autoguide.local import LocalGuide
 from pyro_ext.diagnostics._target import Target
 from pyro_ext.losses import ELBO
 from pyro_ext.training.fit import fit
+from pyro_ext.training.refine import refine
 
 __all__ = ["refined"]
 
@@ -25,8 +22,7 @@ _RATE = 0.05
 def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, float]:
     """Return a guide with free parameters, fitted from where the target's guide is.
 
-    Networks of a family stay as they are; with latents of the datapoints only, so does the rest of
-    what datapoints share.
+    Of a guide with an encoder what datapoints share stays as it is.
 
     Args:
         owner: Name of the diagnostic, for messages.
@@ -47,45 +43,31 @@ def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, fl
             f"family can be fitted to each datum; got {got}. Write: "
             f"px.{owner}(model, px.AutoAmortized(model, encoder), x)."
         )
-    free = _free_copy(guide, target.model, target.args)
-    trained = [p for name, p in free.named_parameters() if "network" not in name]
-    start = time.perf_counter()
-    fit(
-        target.model,
-        free,
-        ELBO(num_particles=_PARTICLES, estimator="stl"),
-        target.args,
-        _adam(trained),
-        schedule=partial(CosineAnnealingLR, T_max=num_steps),
-        num_steps=num_steps,
-        train="guide",
-        seed=0,
-    )
-    return free, time.perf_counter() - start
-
-
-def _adam(trained: list[nn.Parameter]) -> Callable[[list[Tensor]], torch.optim.Optimizer]:
-    return lambda _: torch.optim.Adam(trained, lr=_RATE)
-
-
-def _free_copy(guide: PackedGuide, model: Any, args: tuple[Any, ...]) -> PackedGuide:
-    """Return a guide of the same family with the answers of ``guide`` as its free parameters."""
-    free: PackedGuide
-    if isinstance(guide, LocalGuide):
-        free = AutoPerDatapoint(
-            model, family=guide.family, plate=guide.plate, global_family=guide.global_family
+    loss = ELBO(num_particles=_PARTICLES, estimator="stl")
+    optim = partial(torch.optim.Adam, lr=_RATE)
+    schedule = partial(CosineAnnealingLR, T_max=num_steps)
+    if isinstance(guide, EncoderGuide):
+        run = refine(
+            target.model,
+            guide,
+            loss,
+            target.args,
+            optim,
+            schedule=schedule,
+            num_steps=num_steps,
+            seed=0,
         )
     else:
-        free = AutoJoint(model, family=guide.family)
-    guide.setup(*args)
-    free.setup(*args)
-    with torch.no_grad():
-        batch = guide._batch(args, {}, draw=False)
-        for group in guide.groups:
-            params = guide._params(group, batch, args, {})
-            own = "params" if isinstance(free, AutoJoint) else f"{group.name}_params"
-            getattr(free, own).copy_(params)
-            network = getattr(guide, f"{group.name}_network", None)
-            if network is not None:
-                getattr(free, f"{group.name}_network").load_state_dict(network.state_dict())
-    return free
+        guide.setup(*target.args)
+        run = fit(
+            target.model,
+            copy.deepcopy(guide),
+            loss,
+            target.args,
+            optim,
+            schedule=schedule,
+            num_steps=num_steps,
+            train="guide",
+            seed=0,
+        )
+    return run.guide, run.seconds  # type: ignore[return-value]

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from itertools import pairwise
 
 import pyro
@@ -154,17 +155,14 @@ class Halve(torch.nn.Module):
 @pytest.mark.parametrize(
     ("exact", "guide"),
     [
-        (
-            MODELS["regression"],
-            lambda m: px.AutoJoint(m, family=px.FullCovariance(), init_scale=0.7),
-        ),
+        (MODELS["regression"], partial(px.AutoJoint, family=px.FullCovariance())),
         (MODELS["counts, local"], px.AutoPerDatapoint),
         (MODELS["hierarchy"], px.AutoPerDatapoint),
-        (MODELS["local"], lambda m: px.AutoAmortized(m, Halve())),
+        (MODELS["local"], partial(px.AutoAmortized, encoder=Halve())),
     ],
 )
 def test_automatic_guides_as_a_start(exact, guide):
-    guide = guide(exact.model)
+    guide = guide(exact.model, init_scale=0.7)
     found = px.bdmc(
         exact.model,
         guide,

@@ -154,7 +154,7 @@ def test_history_counts_what_was_spent():
 
     run = auto(model)
     names = [attempt.name for attempt in run.history]
-    assert names[1:3] == ["Diagonal()", "FullCovariance(dense=False)"]
+    assert names[1:3] == ["Diagonal()", "FullCovariance(factor='triangular')"]
     assert run.num_gradients > sum(calls)  # a row of a Hessian counts three times
     assert run.history[2].gradients > 0
     assert run.seconds >= sum(attempt.seconds for attempt in run.history) * 0.9

@@ -1,5 +1,7 @@
 """Did it work? k-hat, evidence with its error, ArviZ, and guides side by side."""
 
+from pyro_ext._psis import KHat as KHat
+from pyro_ext._psis import k_hat as k_hat
 from pyro_ext.diagnostics._estimates import Elements as Elements
 from pyro_ext.diagnostics._estimates import Estimate as Estimate
 from pyro_ext.diagnostics.annealing import Annealing as Annealing
@@ -18,8 +20,6 @@ from pyro_ext.diagnostics.evidence import Evidence as Evidence
 from pyro_ext.diagnostics.evidence import evidence as evidence
 from pyro_ext.diagnostics.gaps import Gaps as Gaps
 from pyro_ext.diagnostics.gaps import gaps as gaps
-from pyro_ext.diagnostics.khat import KHat as KHat
-from pyro_ext.diagnostics.khat import k_hat as k_hat
 from pyro_ext.diagnostics.khat import k_hat_joint as k_hat_joint
 from pyro_ext.diagnostics.khat import k_hat_per_datapoint as k_hat_per_datapoint
 from pyro_ext.diagnostics.nuts import nuts as nuts

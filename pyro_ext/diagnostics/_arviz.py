@@ -8,15 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pyro_ext.diagnostics._types import Array, DataTree
 
-__all__ = ["MIN_DRAWS", "build_tree", "effective_sizes", "pareto_smooth"]
-
-MIN_DRAWS = 25
-"""Fewest draws that leave five in the tail."""
+__all__ = ["build_tree", "effective_sizes"]
 
 
 def build_tree(
@@ -52,27 +47,6 @@ def _storable(value: Any) -> Any:
     if isinstance(value, int | float | np.number):
         return value
     return str(value)
-
-
-def pareto_smooth(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Pareto-smoothed, normalized log weights, and the shape k of the right tail.
-
-    ArviZ takes the negative of the log weights, as leave-one-out cross-validation has them.
-
-    Args:
-        log_w: Log weights, shape ``(draws, elements)``, whose tail is not constant.
-
-    Returns:
-        Shapes ``(draws, elements)`` and ``(elements,)``; k is inf where the tail cannot be fitted.
-    """
-    from arviz_stats.base.array import array_stats
-
-    weights = log_w.detach().cpu().double().numpy()
-    with np.errstate(all="ignore"):
-        smoothed, shape = array_stats.psislw(-weights, axis=0)
-    smoothed = np.moveaxis(np.asarray(smoothed).reshape(weights.shape[::-1]), -1, 0)
-    shape = np.nan_to_num(np.asarray(shape, dtype=float), nan=np.inf)
-    return torch.from_numpy(np.ascontiguousarray(smoothed)), torch.from_numpy(shape.reshape(-1))
 
 
 def effective_sizes(draws: Array) -> Array:

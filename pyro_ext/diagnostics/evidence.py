@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_ext._psis import KHat, smooth
 from pyro_ext.diagnostics._estimates import Elements, Estimate, estimates
 from pyro_ext.diagnostics._passes import (
     Layout,
@@ -17,7 +18,6 @@ from pyro_ext.diagnostics._passes import (
     progress,
 )
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
-from pyro_ext.diagnostics.khat import KHat, smooth
 
 __all__ = ["Evidence", "evidence"]
 

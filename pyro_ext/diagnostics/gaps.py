@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_ext._psis import KHat, k_hat
 from pyro_ext.bounds import iwae
 from pyro_ext.diagnostics._estimates import Elements, Estimate, log_mean, mean
 from pyro_ext.diagnostics._passes import Layout, inspect, joint_weights, local_weights, progress
 from pyro_ext.diagnostics._refined import refined
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
-from pyro_ext.diagnostics.khat import KHat, k_hat
 
 __all__ = ["Gaps", "gaps"]
 

@@ -1,157 +1,20 @@
 """k-hat: can the draws of a guide be corrected into draws of the posterior?"""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from pyro_ext.diagnostics._arviz import MIN_DRAWS, pareto_smooth
+from pyro_ext._psis import KHat, k_hat
 from pyro_ext.diagnostics._passes import inspect, joint_weights, local_weights, progress
 from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
 
-__all__ = ["KHat", "k_hat", "k_hat_joint", "k_hat_per_datapoint", "smooth"]
+__all__ = ["k_hat_joint", "k_hat_per_datapoint"]
 
 _NO_DATAPOINTS = (
     "k_hat_per_datapoint: expected latents in a data plate, so that every datapoint has a "
     "weight of its own; the guide draws none. Write: px.k_hat_joint(model, guide, *args)."
 )
-
-
-@dataclass(frozen=True, eq=False)
-class KHat:
-    r"""Tail shape of importance weights, with the threshold that the number of draws allows.
-
-    .. math:: \text{threshold} = \min(1 - 1 / \log_{10} S,\ 0.7)
-
-    Args:
-        values: One k-hat for each set of weights, shape ``batch``.
-        num_draws: Number S of draws behind each.
-    """
-
-    values: Float[Tensor, " *batch"]
-    num_draws: int
-
-    @property
-    def threshold(self) -> float:
-        """Largest k-hat with which importance-corrected answers can be used."""
-        return min(1 - 1 / math.log10(self.num_draws), 0.7)
-
-    @property
-    def median(self) -> float:
-        """Middle of the values."""
-        return self.values.flatten().quantile(0.5, interpolation="lower").item()
-
-    @property
-    def share_above(self) -> float:
-        """Share of the values above the threshold."""
-        return (self.values > self.threshold).double().mean().item()
-
-    def worst(self, num: int = 10) -> Tensor:
-        """Return the indices of the largest values, largest first.
-
-        Args:
-            num: How many.
-        """
-        flat = self.values.flatten()
-        return flat.argsort(descending=True, stable=True)[:num]
-
-    @property
-    def verdict(self) -> str:
-        """What the values mean, in plain words."""
-        if self.values.numel() == 1:
-            return _verdict(self.values.item(), self.threshold)
-        share = self.share_above
-        if share == 0:
-            low = (self.values <= min(0.5, self.threshold)).double().mean().item()
-            return "good" if low == 1 else "usable with importance correction"
-        part = f"{share:.0%}" if share >= 0.005 else "some (under 1 %)"
-        if share <= 0.5:
-            return f"not to be trusted for {part} of the datapoints"
-        return f"not to be trusted ({part} of the datapoints are above {self.threshold:.2f})"
-
-    def __str__(self) -> str:
-        """One line."""
-        if self.values.numel() == 1:
-            numbers = f"k-hat {self.values.item():.2f}"
-        else:
-            numbers = f"k-hat median {self.median:.2f}, {self.share_above:.1%} above"
-        limit = f"threshold {self.threshold:.2f} for {self.num_draws} draws"
-        return f"{numbers} ({limit}): {self.verdict}"
-
-
-def k_hat(log_weights: Float[Tensor, " particles *batch"]) -> KHat:
-    r"""Return the shape of the generalized Pareto distribution that fits the largest weights.
-
-    The weights have finite moments of order below 1/k. Below 0.5 their variance is finite; below
-    the threshold Pareto-smoothed importance sampling is reliable; above 1 they have no mean.
-    Constant weights, those of an exact guide, have no tail and get 0; a tail of ties, which cannot
-    be fitted, gets inf. A low k-hat says that
-    weighted draws can be used, not that they can be used without weights.
-
-    Args:
-        log_weights: Log importance weights log p - log q, shape ``(particles, *batch)``; at least
-            25 particles.
-
-    Raises:
-        ValueError: If there are too few particles, or weights are NaN or infinite.
-
-    References:
-        Pareto Smoothed Importance Sampling (Vehtari et al., 2024) | https://arxiv.org/abs/1507.02646
-        Yes, but Did It Work?: Evaluating Variational Inference (Yao et al., 2018) | https://arxiv.org/abs/1802.02538
-
-    Example:
-        >>> normal = dist.Normal(0.0, 1.0)
-        >>> z = normal.sample((1000,))
-        >>> weights = dist.Normal(0.0, 1.1).log_prob(z) - normal.log_prob(z)
-        >>> k_hat(weights).verdict
-        'good'
-    """
-    return smooth(log_weights)[0]
-
-
-def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
-    """Return k-hat, and the Pareto-smoothed log weights, normalized over the particles.
-
-    Args:
-        log_weights: Log importance weights, shape ``(particles, *batch)``.
-
-    Raises:
-        ValueError: If there are too few particles, or weights are NaN or infinite.
-    """
-    num = log_weights.shape[0]
-    if num < MIN_DRAWS:
-        raise ValueError(
-            f"k_hat: expected at least {MIN_DRAWS} particles in the first dim; got shape "
-            f"{tuple(log_weights.shape)}. Write: num_samples=1000."
-        )
-    flat = log_weights.detach().reshape(num, -1)
-    bad = flat.isnan() | (flat == math.inf)
-    if bad.any():
-        raise ValueError(
-            f"k_hat: expected finite log weights; {int(bad.sum())} of {flat.numel()} are NaN or "
-            "inf. Look for NaN in the data: torch.isfinite(x).all()."
-        )
-    empty = (flat == -math.inf).all(0)
-    if empty.any():
-        raise ValueError(
-            "k_hat: expected draws with positive density; all weights are zero in "
-            f"{int(empty.sum())} of {flat.shape[1]} elements. The guide lies outside the model's "
-            "support: check the supports of its latents."
-        )
-    flat = flat.double()
-    values = torch.zeros(flat.shape[1], dtype=torch.float64)
-    smoothed = (flat - flat.logsumexp(0)).cpu()
-    varying, tied = _tails(log_weights.detach().reshape(num, -1))
-    values[tied] = math.inf
-    fitting = varying & ~tied
-    if fitting.any():
-        smoothed[:, fitting], values[fitting] = pareto_smooth(flat[:, fitting.to(flat.device)])
-    shape = log_weights.shape[1:]
-    return KHat(values.reshape(shape), num), smoothed.reshape((num, *shape))
 
 
 def k_hat_joint(
@@ -226,22 +89,3 @@ def k_hat_per_datapoint(
                 parts.append(k_hat(log_w).values)
                 bar.update(num_samples * log_w.shape[1 + layout.axis])
     return KHat(torch.cat(parts, layout.axis), num_samples)
-
-
-def _verdict(value: float, threshold: float) -> str:
-    if value <= min(0.5, threshold):
-        return "good"
-    if value <= threshold:
-        return "usable with importance correction"
-    return "not to be trusted"
-
-
-def _tails(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell which columns have a tail beyond rounding, and which cannot be fitted for ties."""
-    num = log_w.shape[0]
-    size = int(3 * num**0.5) if num > 225 else num // 5
-    top = log_w.topk(size + 1, 0).values
-    finite = top.masked_fill(top == -math.inf, 0.0).abs().amax(0).clamp(min=1.0)
-    varying = top[0] - top[size - 1] > 64 * torch.finfo(log_w.dtype).eps * finite
-    tied = varying & (top[size - int(size / 4 + 0.5)] == top[size])
-    return varying.cpu(), tied.cpu()

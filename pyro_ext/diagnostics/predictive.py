@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._psis import smooth
 from pyro_ext.bounds import iwae
 from pyro_ext.diagnostics._arviz import build_tree
 from pyro_ext.diagnostics._passes import Layout, inspect, pairs_per_pass, progress
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 from pyro_ext.diagnostics._types import DataTree
 from pyro_ext.diagnostics.datatree import to_datatree
-from pyro_ext.diagnostics.khat import smooth
 from pyro_ext.structure import plate_frames, sample_sites
 from pyro_ext.weights import LogWeights, log_weights
 

@@ -112,7 +112,7 @@ def test_normalized_ratio_has_mean_one_on_the_held_out_samples():
     p, q = pair(1)
     ratio = fitted(p, q, pr.QuadraticCritic(1), num_steps=3)
     _, x_q = ratio._held_out
-    assert float(ratio.log_ratio(x_q, normalized=True).exp().mean()) == pytest.approx(1)
+    assert ratio.log_ratio(x_q, normalized=True).exp().mean().item() == pytest.approx(1)
 
 
 def test_saturation_warns():

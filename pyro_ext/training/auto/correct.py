@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_ext.diagnostics._arviz import pareto_smooth
-from pyro_ext.diagnostics.khat import k_hat
+from pyro_ext._psis import k_hat, pareto_smooth
 from pyro_ext.training.auto.affine import Affine
 from pyro_ext.training.auto.density import Density
 

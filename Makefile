@@ -4,11 +4,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test lint format bench-speed
+.PHONY: help compare test test-all lint format bench-speed
 
 help:
 	@echo "make compare [ARGS='--list']   compare posteriors on real data, in a table and figures"
-	@echo "make test                      lint, types, tests and doctests"
+	@echo "make test                      lint, types, tests and doctests, but for the slow ones"
+	@echo "make test-all                  the same with the slow ones"
 	@echo "make bench-speed               step times against plain torch, Pyro and NumPyro"
 	@echo "make lint                      lint and types only"
 	@echo "make format                    sort the imports and format the code"
@@ -16,8 +17,11 @@ help:
 compare: $(STAMP)
 	$(BIN)/python tutorials/compare_posteriors.py $(ARGS)
 
-test: export OMP_NUM_THREADS ?= 1
+test test-all: export OMP_NUM_THREADS ?= 1
 test: lint
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" $(ARGS)
+
+test-all: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 lint: $(STAMP)

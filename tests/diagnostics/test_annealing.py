@@ -32,6 +32,7 @@ def test_chains_of_the_exact_guide_have_constant_weights(exact):
     assert found.lower.se < 1e-9
 
 
+@pytest.mark.slow
 @EVERY_MODEL
 def test_annealing_from_the_prior_is_below_the_evidence_and_close(exact):
     found = px.ais(exact.model, exact.guide, *exact.args, start="prior", num_chains=100, seed=0)
@@ -94,6 +95,7 @@ def test_one_step_back_costs_the_divergence_the_other_way():
     assert abs(found.upper.value - exact.log_evidence().item() - gap) < Z_LIMIT * found.upper.se
 
 
+@pytest.mark.slow
 def test_more_temperatures_close_the_gap():
     gaps = []
     for num_temperatures in (3, 15, 75):
@@ -104,6 +106,7 @@ def test_more_temperatures_close_the_gap():
     assert gaps[0] > 2 * gaps[1] > 4 * gaps[2] > 0
 
 
+@pytest.mark.slow
 def test_a_narrow_guide_whose_weights_have_no_mean_is_repaired():
     exact = NormalLocal.simulate(4, scale=0.7)
     guide = off(exact, 0.2, 1.0)
@@ -115,6 +118,7 @@ def test_a_narrow_guide_whose_weights_have_no_mean_is_repaired():
     assert log_p - found.lower.value < 0.1 * (log_p - plain.elbo.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [None, 100, 7])
 def test_chunks_hold_every_datum_once(chunk_size):
     found = px.ais(
@@ -179,6 +183,7 @@ def test_automatic_guides_as_a_start(exact, guide):
     assert found.upper.value > log_p - Z_LIMIT * found.upper.se
 
 
+@pytest.mark.slow
 def test_a_support_of_another_shape():
     counts = torch.tensor([3.0, 1.0, 0.0, 6.0])
 
@@ -193,6 +198,7 @@ def test_a_support_of_another_shape():
     assert abs(found.log_evidence.value - exact) < Z_LIMIT * found.log_evidence.se
 
 
+@pytest.mark.slow
 def test_trajectories_that_leave_the_support_are_rejected():
     x = 5 + 0.3 * torch.randn(30, generator=torch.Generator().manual_seed(0))
 

@@ -89,6 +89,7 @@ def test_low_rank_covariance_is_diagonal_plus_low_rank():
     torch.testing.assert_close(q.log_prob(value), exact.log_prob(value))
 
 
+@pytest.mark.slow
 def test_low_rank_climbs_out_of_its_start():
     """A factor of exactly zero has no expected gradient: the start must not be one."""
     covariance = torch.tensor([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]])

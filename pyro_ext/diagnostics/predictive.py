@@ -65,7 +65,7 @@ def loo(
         >>> from pyro_ext.testing.conjugate import NormalGlobal
         >>> exact = NormalGlobal(torch.tensor([0.0, 2.0, 1.0]))
         >>> found = loo(exact.model, exact.guide, exact.x, num_samples=1000, seed=0)
-        >>> found.n_data_points
+        >>> int(found.n_data_points)
         3
     """
     from arviz_stats.loo import loo_approximate_posterior
@@ -191,8 +191,8 @@ def importance_resample(
             "importance_resample: expected a tree with log_p and log_q in sample_stats. Write: "
             "px.importance_resample(px.to_datatree(run))."
         )
-    log_w = np.asarray(stats["log_p"].values - stats["log_q"].values, dtype=float)[0]
-    shape, smoothed = smooth(torch.from_numpy(log_w))
+    log_w = (stats["log_p"].values - stats["log_q"].values)[0]
+    shape, smoothed = smooth(torch.from_numpy(log_w))  # in its own dtype, which knows its rounding
     count = len(log_w) if num_samples is None else num_samples
     generator = torch.Generator().manual_seed(seed)
     # Systematic: one uniform number places all of them, with little noise of its own.

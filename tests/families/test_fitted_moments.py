@@ -34,8 +34,8 @@ def fitted(family, num_particles=8):
         guide,
         px.ELBO(num_particles, estimator="stl"),
         optim=partial(torch.optim.Adam, lr=0.05),
-        schedule=partial(CosineAnnealingLR, T_max=700),
-        num_steps=700,
+        schedule=partial(CosineAnnealingLR, T_max=1500),
+        num_steps=1500,
         seed=0,
         progress=False,
     )

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.distributions.utils import vec_to_tril_matrix
 
 from pyro_ext.families.affine import Affine
 from pyro_ext.families.affine_normal import AffineNormal
@@ -118,16 +117,21 @@ class FullCovariance(Family):
 
 def _below_diagonal(matrix: Tensor) -> Tensor:
     dim = matrix.shape[-1]
-    row, col = torch.tril_indices(dim, dim, -1, device=matrix.device)
-    return matrix[..., row, col]
+    return matrix.flatten(-2)[..., _places_below_diagonal(dim, matrix.device)]
+
+
+def _places_below_diagonal(dim: int, device: torch.device) -> Tensor:
+    """Return the places of these entries in the flattened matrix."""
+    row, col = torch.tril_indices(dim, dim, -1, device=device)
+    return dim * row + col
 
 
 def _from_below_diagonal(entries: Tensor, dim: int) -> Tensor:
     """Return the lower triangle of unit diagonal that has these entries."""
     eye = torch.eye(dim, dtype=entries.dtype, device=entries.device)
-    if dim == 1:
-        return eye.expand(*entries.shape[:-1], 1, 1)
-    return eye + vec_to_tril_matrix(entries, diag=-1)
+    zeros = entries.new_zeros(*entries.shape[:-1], dim * dim)
+    below = zeros.index_copy(-1, _places_below_diagonal(dim, entries.device), entries)
+    return eye + below.unflatten(-1, (dim, dim))
 
 
 def _pack_triangular(factor: Tensor) -> Tensor:

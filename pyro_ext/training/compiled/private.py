@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 __all__ = [
     "TESTED_TORCH",
+    "add_lowering",
     "compile_graph",
     "flatten",
     "functional_graph",
@@ -65,6 +66,20 @@ def once(scalar: Tensor) -> Tensor:
 
     kept: Tensor = torch.ops._inductor_test.realize(scalar)
     return kept
+
+
+def add_lowering(operator: Any, formula: Callable[[Any, Any], Any]) -> None:
+    """Tell the compiler how to compute an operator, element by element.
+
+    Args:
+        operator: An operator of one tensor.
+        formula: Function of the compiler's own operations and an element.
+    """
+    from torch._inductor.lowering import make_pointwise, register_lowering
+    from torch._inductor.virtualized import ops
+
+    pointwise = make_pointwise(lambda x: formula(ops, x))
+    register_lowering(operator, broadcast=False)(pointwise)
 
 
 def functional_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:

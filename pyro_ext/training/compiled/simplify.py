@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_ext.training.compiled.softplus import cheapen_softplus
+
 __all__ = ["Unsuitable", "held_tensor", "simplify"]
 
 _aten = torch.ops.aten
@@ -22,10 +24,11 @@ def simplify(graph: GraphModule) -> None:
     Args:
         graph: A graph with the tensors that it holds as attributes.
     """
-    _fold_masks(graph)
+    _fold_indices(graph)
     _merge_products(graph)
     _split_biases(graph)
     _draw_at_once(graph)
+    cheapen_softplus(graph)
     graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
     graph.recompile()
 
@@ -59,7 +62,8 @@ def _merge_products(graph: GraphModule) -> None:
 def _split_biases(graph: GraphModule) -> None:
     """Write a product plus bias as two operations, the second of which joins the next loop.
 
-    A product that adds to its output writes the bias to all rows first.
+    A product that adds to its output writes the bias to all rows first. The compiler would make
+    one of a product and a sum again, but not of a product and a difference.
     """
     nodes = graph.graph
     for node in nodes.nodes:
@@ -68,7 +72,8 @@ def _split_biases(graph: GraphModule) -> None:
         bias, rows, matrix = node.args
         with nodes.inserting_before(node):
             product = nodes.call_function(_aten.mm.default, (rows, matrix))
-            shifted = nodes.call_function(_aten.add.Tensor, (product, bias))
+            negative = nodes.call_function(_aten.neg.default, (bias,))
+            shifted = nodes.call_function(_aten.sub.Tensor, (product, negative))
         node.replace_all_uses_with(shifted)
 
 
@@ -88,8 +93,8 @@ def _draw_at_once(graph: GraphModule) -> None:
         nodes.erase_node(node)
 
 
-def _fold_masks(graph: GraphModule) -> None:
-    """Replace Boolean indices that depend on no data, such as a triangle's, by positions.
+def _fold_indices(graph: GraphModule) -> None:
+    """Compute indices that depend on no data, such as a triangle's, once; masks become positions.
 
     The shape of ``x[mask]`` is known only when the mask is.
     """
@@ -101,22 +106,31 @@ def _fold_masks(graph: GraphModule) -> None:
             values[node] = _evaluate(graph, node, known)
         return values[node]
 
-    indexing = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
+    def folded(node: Node, index: Any) -> list[Any]:
+        value = known(index) if isinstance(index, Node) else None
+        if value is None:
+            return [index]
+        places = value.nonzero(as_tuple=True) if value.dtype is torch.bool else (value,)
+        found = []
+        for place in places:
+            name = f"_positions{len(dict(graph.named_buffers()))}"
+            graph.register_buffer(name, place)
+            with graph.graph.inserting_before(node):
+                found.append(graph.graph.get_attr(name))
+        return found
+
     for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in indexing:
+        if node.op != "call_function":
             continue
-        positions: list[Any] = []
-        for index in node.args[1]:
-            value = known(index) if isinstance(index, Node) else None
-            if value is None or value.dtype is not torch.bool:
-                positions.append(index)
-                continue
-            for place in value.nonzero(as_tuple=True):
-                name = f"_positions{len(dict(graph.named_buffers()))}"
-                graph.register_buffer(name, place)
-                with graph.graph.inserting_before(node):
-                    positions.append(graph.graph.get_attr(name))
-        node.args = (node.args[0], positions, *node.args[2:])
+        if node.target in _MANY_INDICES:
+            indices = [place for index in node.args[1] for place in folded(node, index)]
+            node.args = (node.args[0], indices, *node.args[2:])
+        elif node.target in _ONE_INDEX:
+            node.args = (*node.args[:2], *folded(node, node.args[2]), *node.args[3:])
+
+
+_MANY_INDICES = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default)
+_ONE_INDEX = (_aten.index_copy.default, _aten.index_select.default)
 
 
 def _evaluate(graph: GraphModule, node: Node, known: Callable[[Node], Any]) -> Any:

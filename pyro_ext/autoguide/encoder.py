@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import init_to_median
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
@@ -27,13 +28,14 @@ class EncoderGuide(LocalGuide):
         model: Callable[..., Any],
         encoder: Callable[..., Tensor],
         *,
-        family: Family | None,
-        plate: str | None,
-        global_family: Family | None,
-        init_loc_fn: Callable[[Any], Tensor],
-        init_scale: float,
-        create_plates: Callable[..., Any] | None,
-        condition_on_globals: bool,
+        family: Family | None = None,
+        plate: str | None = None,
+        global_family: Family | None = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+        condition_on_globals: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -44,6 +46,7 @@ class EncoderGuide(LocalGuide):
             init_scale=init_scale,
             create_plates=create_plates,
             condition_on_globals=condition_on_globals,
+            sparse=sparse,
         )
         self.encoder = encoder
         self._args_hold_all: bool | None = None

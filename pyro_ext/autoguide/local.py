@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
 
 from pyro_ext.autoguide.guide import Group, PackedGuide
@@ -15,19 +16,23 @@ __all__ = ["LocalGuide"]
 
 
 class LocalGuide(PackedGuide):
-    """Base of the guides with one π per datapoint."""
+    """Base of the guides with one π per datapoint.
+
+    ``sparse`` is for those that hold a table of rows.
+    """
 
     def __init__(
         self,
         model: Callable[..., Any],
         *,
-        family: Family | None,
-        plate: str | None,
-        global_family: Family | None,
-        init_loc_fn: Callable[[Any], Tensor],
-        init_scale: float,
-        create_plates: Callable[..., Any] | None,
-        condition_on_globals: bool,
+        family: Family | None = None,
+        plate: str | None = None,
+        global_family: Family | None = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+        condition_on_globals: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__(
             model, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
@@ -36,6 +41,7 @@ class LocalGuide(PackedGuide):
         self.global_family = Diagonal() if global_family is None else global_family
         self.plate = plate
         self.condition_on_globals = condition_on_globals
+        self.sparse = sparse
         self._subsampled: dict[str, tuple[int, int]] = {}
 
     def _latent(self, name: str, site: Any) -> Latent:

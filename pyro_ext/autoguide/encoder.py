@@ -91,17 +91,17 @@ class EncoderGuide(LocalGuide):
             raise ValueError(
                 f"{type(self).__name__}: expected the encoder to return one feature vector for "
                 f"each of the {size} elements of plate '{self.plate}' in the batch, shape "
-                f"({size}, features); got {shape}. End the encoder with {end}, and leave "
-                "the heads to the guide."
+                f"({size}, features); got {shape}. Write: return h{end} in the encoder, and "
+                "leave the heads to the guide."
             )
         if is_validation_enabled() and not torch.isfinite(features).all():
             rows = (~torch.isfinite(features).all(-1)).nonzero().flatten().tolist()
             sites = [site.name for site in self.groups[-1].packing.sites]
             raise ValueError(
                 f"{type(self).__name__}, sites {sites}: expected finite features from the "
-                f"encoder; got others in rows {rows[:10]} of the {size} of the batch. Drop or "
-                "fill what is missing in the data: x.nan_to_num(0.0), with the mask as a further "
-                "input."
+                f"encoder; got others in rows {rows[:10]} of the {size} of the batch. Write: "
+                "x.nan_to_num(0.0) for what is missing in the data, with the mask as a further "
+                "input, or drop these rows."
             )
 
     def _batch_rows(self, batch: Batch, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -119,9 +119,10 @@ class EncoderGuide(LocalGuide):
             if torch.equal(rows, torch.arange(full, device=rows.device)):
                 return args, kwargs
             raise ValueError(
-                f"{type(self).__name__}: plate '{self.plate}' is given all {full} rows in another "
-                "order, so the arguments' own order cannot be told. Call the guide once with a "
-                f"smaller batch, or with subsample=torch.arange({full})."
+                f"{type(self).__name__}: expected plate '{self.plate}' to show its rows in order "
+                f"in a first call; got all {full} rows in another order, so that the arguments' "
+                f"own order cannot be told. Write: subsample=torch.arange({full}) in a call "
+                "before this one, or a smaller batch."
             )
         cut = rows_of(tuple(kwargs.values()), rows, full)
         return rows_of(args, rows, full), dict(zip(kwargs, cut, strict=True))

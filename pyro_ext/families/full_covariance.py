@@ -113,9 +113,10 @@ def _pack_lu(factor: Tensor) -> Tensor:
         pivot = row[..., step]
         if not bool((pivot > 0).all()):
             raise ValueError(
-                "FullCovariance: expected a matrix S = L U with a positive diagonal; the leading "
-                f"minor of size {step + 1} does not grow. Write: px.FullCovariance('dense'), or "
-                "give the Cholesky factor of S Sᵀ, which defines the same normal."
+                "FullCovariance: expected a matrix S = L U with a positive diagonal; got one "
+                f"whose leading minor of size {step + 1} is not positive. Write: "
+                "px.FullCovariance('dense'), or give the Cholesky factor of S Sᵀ, which defines "
+                "the same normal."
             )
         column = rest[..., :, step] / pivot.unsqueeze(-1)
         upper.append(row)

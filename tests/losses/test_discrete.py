@@ -252,7 +252,7 @@ def test_particles_without_mass(particles: int) -> None:
 def test_integer_valued_sites_raise_as_others_do(loss: Any) -> None:
     """They cannot be leaves of a graph; the message is about the estimator all the same."""
     case = Die()
-    message = r"site 'c' is Categorical, which is not\. Write: px\.ELBO\(estimator='score'\)"
+    message = r"got site 'c', Categorical, which is not\. Write: px\.ELBO\(estimator='score'\)"
     with pytest.raises(ValueError, match=message):
         loss.loss_and_grads(case.model, case, FEW)
     assert math.isfinite(loss.loss(case.model, case, FEW))

@@ -26,9 +26,7 @@ def test_guide_site_without_reparameterization(name: str) -> None:
         LOSSES[name](3).loss_and_grads(model, guide)
         assert pyro.param("rate").grad != 0
     else:
-        message = (
-            r"site 'k' is Poisson, which is not\. Write: px\.\w+\(estimator='(score|vimco)'\)"
-        )
+        message = r"site 'k', Poisson, which is not\. Write: px\.\w+\(estimator='(score|vimco)'\)"
         with pytest.raises(ValueError, match=message):
             LOSSES[name](3).loss_and_grads(model, guide)
     assert isinstance(LOSSES[name](3).loss(model, guide), float)

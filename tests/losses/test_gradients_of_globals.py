@@ -174,7 +174,7 @@ def test_a_point_estimate_climbs_the_bound(loss: Any) -> None:
 def test_dreg_of_a_point_estimate_inside_the_weight_raises(make: Any) -> None:
     """It would weigh the gradient of the parameter by w², as that of a draw."""
     guide = PointGuide()
-    message = r"site 'level' is a Delta at a parameter.*Write: px\.\w+\(estimator='reparam'\)"
+    message = r"got site 'level', a Delta at a parameter.*Write: px\.\w+\(estimator='reparam'\)"
     with pytest.raises(ValueError, match=message):
         make(num_particles=2, estimator="dreg", joint=True).loss_and_grads(guide.model, guide, FEW)
     make(num_particles=2, joint=True).loss_and_grads(guide.model, guide, FEW)

@@ -77,7 +77,7 @@ def test_a_flat_prior_adds_nothing_to_the_density():
     ("prior", "match"),
     [
         (dist.ImproperUniform(constraints.simplex, (), ()), r"site 'z' to have a shape .*Simplex"),
-        (dist.ImproperUniform(constraints.sphere, (), (3,)), r"one to one; site 'z'.*reparam"),
+        (dist.ImproperUniform(constraints.sphere, (), (3,)), r"one to one; got site 'z'.*reparam"),
         (dist.ImproperUniform(constraints.boolean, (), ()), r"continuous .*'z'.*hide=\['z'\]"),
     ],
     ids=["shape", "sphere", "discrete"],

@@ -43,17 +43,18 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
         other = guide_sites.get(name)
         if other is None:
             raise ValueError(
-                f"site '{name}' is latent in the model, but the guide does not sample it (it "
-                f"samples {_names(guide_sites)}). Add pyro.sample('{name}', ...) to the guide, "
-                "or pass the data with obs= in the model."
+                f"site '{name}': expected the guide to sample every latent of the model; got one "
+                f"that samples {_names(guide_sites)}. Write: pyro.sample('{name}', ...) in the "
+                "guide, or obs= with the data in the model."
             )
         _check_sizes(name, site, other)
     for name, site in guide_sites.items():
         if name not in model_sites and not site["infer"].get("is_auxiliary"):
+            latents = _names({n: s for n, s in model_sites.items() if not s["is_observed"]})
             raise ValueError(
-                f"site '{name}' is sampled by the guide, but the model has no such latent (it has "
-                f"{_names({n: s for n, s in model_sites.items() if not s['is_observed']})}). "
-                f"Rename it, or mark it with infer={{'is_auxiliary': True}}."
+                f"site '{name}': expected the guide to sample the model's latents alone, "
+                f"{latents}; got this site too. Write: the name of a latent, or pyro.sample("
+                f"'{name}', ..., infer={{'is_auxiliary': True}})."
             )
 
 
@@ -125,9 +126,9 @@ def _check_sizes(name: str, model_site: Any, guide_site: Any) -> None:
         size = sizes.get(frame.name, full_size)
         if size != full_size:
             raise ValueError(
-                f"site '{name}': plate '{frame.name}' has {full_size} elements in the model, "
-                f"but the guide was built for {size}. Build a new guide for data of this size, "
-                "or use a guide that follows it, px.AutoAmortized(model, encoder)."
+                f"site '{name}': expected plate '{frame.name}' to have {full_size} elements, as "
+                f"in the model; got a guide that was built for {size}. Write: "
+                "px.AutoAmortized(model, encoder), which follows the size, or build a new guide."
             )
 
 

@@ -144,15 +144,15 @@ def _check_rerun(pair: Pair, *, stopped: bool) -> None:
                     raise ValueError(
                         f"guide site '{name}': expected the same distribution when the guide is "
                         "run again on its own draws, as 'stl', 'dreg', px.PIWAE and px.WakeSleep "
-                        "do; got another, as a dropout layer makes it. Write guide.eval(), make "
-                        "the layer part of the encoder of px.AutoAmortized, or use px.ELBO, "
-                        "px.IWAE or px.MIWAE with estimator='reparam'."
+                        "do; got another, as a dropout layer makes it. Write: guide.eval(); or "
+                        "px.AutoAmortized(model, encoder) with the layer in the encoder; or "
+                        "px.ELBO, px.IWAE or px.MIWAE with estimator='reparam'."
                     )
                 if stopped and again.requires_grad:
                     raise ValueError(
                         f"guide site '{name}': expected a distribution whose trainable tensors "
                         "Pyro sees, so that 'stl' and 'dreg' can stop them; got one that depends "
-                        "on another. Write pyro.module('encoder', encoder) or pyro.param in the "
+                        "on another. Write: pyro.module('encoder', encoder) or pyro.param in the "
                         "guide, or estimator='reparam'."
                     )
 
@@ -208,9 +208,9 @@ def _check_gradients(model_trace: Trace, leaves: dict[str, tuple[Tensor, int]], 
             if grad is not None and grad.select(dim - event_dim, 1).any():
                 raise ValueError(
                     f"site '{name}': expected the density of a particle to depend on its own "
-                    f"latents; it changes with '{latent}' of another particle. Particles are a "
-                    f"batch dim to the left of the plates (dim {dim}): write x.flatten(-2) for "
-                    "x.view(n, -1) and dim=-1 for dim=1. A batch-norm layer does it too: write "
+                    f"latents; got one that changes with '{latent}' of another particle. Write: "
+                    "x.flatten(-2) for x.view(n, -1) and dim=-1 for dim=1, as particles are a "
+                    f"batch dim to the left of the plates (dim {dim}); for a batch-norm layer, "
                     "model.eval(), a LayerNorm, or num_particles=1."
                 )
 

@@ -138,8 +138,8 @@ def stratified(site: Any) -> Stratified | None:
     if fn is not site["fn"]:
         raise ValueError(
             f"guide site '{site['name']}': expected the mixture itself; got it inside "
-            f"{type(site['fn']).__name__}. Leave out .to_event() and .mask(), and write: "
-            "with poutine.mask(mask=...)."
+            f"{type(site['fn']).__name__}. Write: with poutine.mask(mask=...) for .mask(), and "
+            "no .to_event()."
         )
     return fn
 
@@ -174,7 +174,7 @@ def check_plates(site: Any, plates: tuple[str, ...]) -> None:
     if others:
         raise JoinedElements(
             f"guide site '{site['name']}': expected a mixture inside the plates of its weight, "
-            f"{sorted(plates)}; it is in {sorted(others)} too, whose elements the weight joins, "
+            f"{sorted(plates)}; got one in {sorted(others)} too, whose elements the weight joins, "
             "and would count the strata of all of them at once. Write: joint=False; or, where the "
             "model itself joins the elements, px.ELBO(estimator='score')."
         )

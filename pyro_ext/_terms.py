@@ -219,8 +219,8 @@ def check_shape(site: Any, shape: Sequence[int], lead: int = 0) -> None:
             raise ValueError(
                 f"site '{site['name']}': expected one log_prob for each element of its plates "
                 f"{sizes}; got shape {tuple(shape)}, with {shape[dim]} elements in dim {dim}. "
-                "Make the surplus dim part of the event with .to_event(1), put it in a "
-                "pyro.plate, or give the data the shape that the plates say."
+                "Write: .to_event(1), which makes the surplus dim part of the event, or a "
+                "pyro.plate around it, or data of the shape that the plates say."
             )
 
 
@@ -296,9 +296,9 @@ def _term(
     inner = particles.inner if home is not None or not structure.local else 1
     if log_p.shape[1] > inner:
         raise RuntimeError(
-            f"log_weights: the sites {[site['name'] for site in model_sites]} lie outside the "
-            "data plates but change with the particles inside them. Move them into the plate, "
-            "or pass joint=True."
+            f"log_weights: expected the sites {[site['name'] for site in model_sites]}, outside "
+            "the data plates, to be the same for all particles inside these; got others for each. "
+            "Write: joint=True, or move the sites into the plate."
         )
     sizes = (particles.outer, inner, *log_p.shape[2:])
 

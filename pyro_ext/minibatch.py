@@ -73,7 +73,7 @@ class MiniBatch(Messenger):
             if frame.size != rows:
                 raise ValueError(
                     f"site '{msg['name']}': expected plate '{self.plate}' to have the {rows} "
-                    f"rows of the mini-batch; got {frame.size}. Write pyro.plate('{self.plate}', "
+                    f"rows of the mini-batch; got {frame.size}. Write: pyro.plate('{self.plate}', "
                     "len(x)) with the x that the model is called with, or give the plate a "
                     "subsample_size."
                 )

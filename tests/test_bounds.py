@@ -24,11 +24,16 @@ def test_every_public_bound_is_in_the_battery() -> None:
     assert {name.partition("(")[0] for name in BOUNDS} == set(bounds.__all__)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        pytest.param(name, shape, id=f"{name}-{shape}")
+        for name in BOUNDS
+        for shape in SHAPES
+        if name != "jackknife" or shape[0] > 1  # which needs two particles
+    ],
+)
 def test_bound_is_brute_force(name: str, shape: tuple[int, ...]) -> None:
-    if name == "jackknife" and shape[0] == 1:
-        pytest.skip("needs two particles")
     log_w = draws(*shape)
     bound, expected = BOUNDS[name]
     got = bound(log_w)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import init_to_median
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
@@ -27,13 +28,14 @@ class EncoderGuide(LocalGuide):
         model: Callable[..., Any],
         encoder: Callable[..., Tensor],
         *,
-        family: Family | None,
-        plate: str | None,
-        global_family: Family | None,
-        init_loc_fn: Callable[[Any], Tensor],
-        init_scale: float,
-        create_plates: Callable[..., Any] | None,
-        condition_on_globals: bool,
+        family: Family | None = None,
+        plate: str | None = None,
+        global_family: Family | None = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+        condition_on_globals: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -44,6 +46,7 @@ class EncoderGuide(LocalGuide):
             init_scale=init_scale,
             create_plates=create_plates,
             condition_on_globals=condition_on_globals,
+            sparse=sparse,
         )
         self.encoder = encoder
         self._args_hold_all: bool | None = None
@@ -88,17 +91,17 @@ class EncoderGuide(LocalGuide):
             raise ValueError(
                 f"{type(self).__name__}: expected the encoder to return one feature vector for "
                 f"each of the {size} elements of plate '{self.plate}' in the batch, shape "
-                f"({size}, features); got {shape}. End the encoder with {end}, and leave "
-                "the heads to the guide."
+                f"({size}, features); got {shape}. Write: return h{end} in the encoder, and "
+                "leave the heads to the guide."
             )
         if is_validation_enabled() and not torch.isfinite(features).all():
             rows = (~torch.isfinite(features).all(-1)).nonzero().flatten().tolist()
             sites = [site.name for site in self.groups[-1].packing.sites]
             raise ValueError(
                 f"{type(self).__name__}, sites {sites}: expected finite features from the "
-                f"encoder; got others in rows {rows[:10]} of the {size} of the batch. Drop or "
-                "fill what is missing in the data: x.nan_to_num(0.0), with the mask as a further "
-                "input."
+                f"encoder; got others in rows {rows[:10]} of the {size} of the batch. Write: "
+                "x.nan_to_num(0.0) for what is missing in the data, with the mask as a further "
+                "input, or drop these rows."
             )
 
     def _batch_rows(self, batch: Batch, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
@@ -116,9 +119,10 @@ class EncoderGuide(LocalGuide):
             if torch.equal(rows, torch.arange(full, device=rows.device)):
                 return args, kwargs
             raise ValueError(
-                f"{type(self).__name__}: plate '{self.plate}' is given all {full} rows in another "
-                "order, so the arguments' own order cannot be told. Call the guide once with a "
-                f"smaller batch, or with subsample=torch.arange({full})."
+                f"{type(self).__name__}: expected plate '{self.plate}' to show its rows in order "
+                f"in a first call; got all {full} rows in another order, so that the arguments' "
+                f"own order cannot be told. Write: subsample=torch.arange({full}) in a call "
+                "before this one, or a smaller batch."
             )
         cut = rows_of(tuple(kwargs.values()), rows, full)
         return rows_of(args, rows, full), dict(zip(kwargs, cut, strict=True))

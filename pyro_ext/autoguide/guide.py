@@ -43,7 +43,7 @@ class PackedGuide(SummarizedGuide):
         if not init_scale > 0:
             raise ValueError(
                 f"{type(self).__name__}: expected init_scale > 0; got {init_scale}. "
-                "Leave it out for the default of 0.1."
+                "Write: init_scale=0.1."
             )
         super().__init__(model, create_plates=create_plates)
         self.init_loc_fn, self.init_scale = init_loc_fn, init_scale
@@ -74,8 +74,8 @@ class PackedGuide(SummarizedGuide):
         latents = tuple(self._latent(name, site) for name, site in sites.items())
         if not latents:
             raise ValueError(
-                f"{owner}: expected a model with a latent site; every sample site "
-                "is observed. Leave the latent unobserved: pyro.sample('z', dist.Normal(0, 1))."
+                f"{owner}: expected a model with a latent site; got one whose sample sites are "
+                "all observed. Write: pyro.sample('z', dist.Normal(0, 1)), without obs=."
             )
         groups = self._group(latents)
         self._prototype_frames = {

@@ -75,7 +75,7 @@ class AutoJoint(PackedGuide, AutoContinuous):  # type: ignore[metaclass]
         for frame in site["cond_indep_stack"]:
             if frame.full_size is not None and frame.size < frame.full_size:
                 raise ValueError(
-                    f"AutoJoint: expected latents outside subsampled plates; site '{name}' is in "
+                    f"AutoJoint: expected latents outside subsampled plates; got site '{name}' in "
                     f"plate '{frame.name}', which shows {frame.size} of {frame.full_size} "
                     f"elements. Write: px.AutoPerDatapoint(model, plate='{frame.name}'), or "
                     f"px.AutoAmortized(model, encoder, plate='{frame.name}')."

@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
 
 from pyro_ext.autoguide.guide import Group, PackedGuide
@@ -15,19 +16,23 @@ __all__ = ["LocalGuide"]
 
 
 class LocalGuide(PackedGuide):
-    """Base of the guides with one π per datapoint."""
+    """Base of the guides with one π per datapoint.
+
+    ``sparse`` is for those that hold a table of rows.
+    """
 
     def __init__(
         self,
         model: Callable[..., Any],
         *,
-        family: Family | None,
-        plate: str | None,
-        global_family: Family | None,
-        init_loc_fn: Callable[[Any], Tensor],
-        init_scale: float,
-        create_plates: Callable[..., Any] | None,
-        condition_on_globals: bool,
+        family: Family | None = None,
+        plate: str | None = None,
+        global_family: Family | None = None,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        create_plates: Callable[..., Any] | None = None,
+        condition_on_globals: bool = False,
+        sparse: bool = False,
     ) -> None:
         super().__init__(
             model, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
@@ -36,6 +41,7 @@ class LocalGuide(PackedGuide):
         self.global_family = Diagonal() if global_family is None else global_family
         self.plate = plate
         self.condition_on_globals = condition_on_globals
+        self.sparse = sparse
         self._subsampled: dict[str, tuple[int, int]] = {}
 
     def _latent(self, name: str, site: Any) -> Latent:
@@ -53,8 +59,9 @@ class LocalGuide(PackedGuide):
                     size, full = self._subsampled[other.name]
                     raise ValueError(
                         f"{type(self).__name__}: expected only the data plate '{frame.name}' to "
-                        f"be subsampled; site '{site.name}' is also in plate '{other.name}', "
-                        f"which shows {size} of {full} elements. Give that plate its full size."
+                        f"be subsampled; got site '{site.name}' in plate '{other.name}' too, "
+                        f"which shows {size} of {full} elements. Write: "
+                        f"pyro.plate('{other.name}', {full}), without a subsample."
                     )
         local = tuple(site for site in latents if frame in site.frames)
         shared = tuple(site for site in latents if frame not in site.frames)
@@ -64,8 +71,8 @@ class LocalGuide(PackedGuide):
         elif self.condition_on_globals:
             raise ValueError(
                 f"{type(self).__name__}: expected latents outside plate '{frame.name}' with "
-                f"condition_on_globals=True; the sites {[site.name for site in local]} are all "
-                "inside. Write: condition_on_globals=False."
+                f"condition_on_globals=True; got sites {[site.name for site in local]}, which are "
+                "all inside. Write: condition_on_globals=False."
             )
         return tuple(groups)
 
@@ -77,14 +84,14 @@ class LocalGuide(PackedGuide):
             if self.plate in frames:
                 return frames[self.plate]
             raise ValueError(
-                f"{owner}: expected a plate named '{self.plate}' around a latent site; the plates "
-                f"around latents are {sorted(frames)}. Write: plate=... with one of them."
+                f"{owner}: expected a plate named '{self.plate}' around a latent site; got "
+                f"latents in the plates {sorted(frames)}. Write: plate=... with one of them."
             )
         if not frames:
             names = [site.name for site in latents]
             raise ValueError(
-                f"{owner}: expected latents inside a data plate; the sites {names} are in none. "
-                "Write: px.AutoJoint(model, family=...)."
+                f"{owner}: expected latents inside a data plate; got sites {names} in none. "
+                "Write: px.AutoJoint(model)."
             )
         if len(frames) == 1:
             return next(iter(frames.values()))
@@ -92,7 +99,7 @@ class LocalGuide(PackedGuide):
         if len(subsampled) == 1:
             return frames[subsampled[0]]
         raise ValueError(
-            f"{owner}: expected one data plate; the latents are in the plates {sorted(frames)}. "
+            f"{owner}: expected one data plate; got latents in the plates {sorted(frames)}. "
             f"Write: {owner}(model, ..., plate='{sorted(frames)[0]}')."
         )
 
@@ -133,7 +140,11 @@ class LocalGuide(PackedGuide):
     def _batch(self, args: Any, kwargs: Any, *, draw: bool) -> Batch | None:
         frame = self._data_frame
         if self.create_plates is not None or self.master is not None:
-            batch = batch_of(self._create_plates(*args, **kwargs)[frame.name], draw=draw)
+            batch = batch_of(
+                self._create_plates(*args, **kwargs)[frame.name],
+                draw=draw,
+                owner=type(self).__name__,
+            )
         else:
             batch = find_batch(
                 self.model,
@@ -148,15 +159,13 @@ class LocalGuide(PackedGuide):
             if site.support_varies(frame):
                 raise ValueError(
                     f"{type(self).__name__}: expected every element of plate '{frame.name}' to "
-                    f"have the same support where its rows come in batches; that of site "
-                    f"'{site.name}' has bounds of its own in each row. Sample it in the unit "
-                    "interval and rescale it with pyro.deterministic, or use all rows at once."
+                    f"have the same support where its rows come in batches; got site "
+                    f"'{site.name}' with bounds of its own in each row. Write: "
+                    f"pyro.deterministic('{site.name}', low + (high - low) * u) of a u in the "
+                    "unit interval, or use all rows at once."
                 )
         return batch
 
     @property
     def _data_frame(self) -> Frame:
-        frame = self.groups[-1].packing.plate
-        if frame is None:
-            raise RuntimeError(f"{type(self).__name__}: expected a group of local latents.")
-        return frame
+        return cast(Frame, self.groups[-1].packing.plate)

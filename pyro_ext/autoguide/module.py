@@ -64,8 +64,8 @@ class GuideModule(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
         """Load parameters into a guide that has been set up."""
         if self.prototype_trace is None:
             raise RuntimeError(
-                f"{type(self).__name__}: expected a guide with parameters to load into; this one "
-                "has not seen the model's data. Write: guide.setup(*args) before "
+                f"{type(self).__name__}: expected a guide with parameters to load into; got one "
+                "that has not seen the model's data. Write: guide.setup(*args) before "
                 "guide.load_state_dict."
             )
         return super().load_state_dict(state_dict, *args, **kwargs)

@@ -47,9 +47,9 @@ class _PlateFound(BaseException):
 class _FindPlate(Messenger):
     """Runs a model up to the named plate, with prototype values for the latents on the way."""
 
-    def __init__(self, name: str, values: dict[str, Tensor]) -> None:
+    def __init__(self, name: str, values: dict[str, Tensor], owner: str) -> None:
         super().__init__()
-        self.name, self.values = name, values
+        self.name, self.values, self.owner = name, values, owner
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -67,26 +67,28 @@ class _FindPlate(Messenger):
         """Stop at a site in the plate, whose own site ``poutine.block`` has hidden."""
         if frame.full_size is not None and frame.size < frame.full_size:
             raise ValueError(
-                f"expected to see which elements plate '{self.name}' shows; poutine.block hides "
-                f"them. Write: poutine.block(model, hide=[...]) with the sites to leave out, or "
-                f"add '{self.name}' to expose=[...]."
+                f"{self.owner}: expected to see which elements plate '{self.name}' shows; got a "
+                "model whose poutine.block hides them. Write: poutine.block(model, hide=[...]) "
+                f"with the sites to leave out, or add '{self.name}' to expose=[...]."
             )
         raise _PlateFound(frame.size, frame.size, None, None)
 
 
-def batch_of(plate: pyro.plate, *, draw: bool) -> Batch:
+def batch_of(plate: pyro.plate, *, draw: bool, owner: str) -> Batch:
     """Return the rows of a data plate that ``create_plates`` made.
 
     Args:
         plate: The data plate.
         draw: Whether its subsample counts; otherwise all rows are meant.
+        owner: Class name of the guide, for messages.
     """
     active = current_minibatch(plate.name)
     if active is not None:
         if plate.subsample_size != len(active.indices):
             raise ValueError(
-                f"expected plate '{plate.name}' of create_plates to have {len(active.indices)} "
-                f"elements, the rows of the mini-batch; got {plate.subsample_size}. Write: "
+                f"{owner}: expected plate '{plate.name}' of create_plates to have "
+                f"{len(active.indices)} elements, the rows of the mini-batch; got "
+                f"{plate.subsample_size}. Write: "
                 f"create_plates=lambda x: pyro.plate('{plate.name}', len(x), dim={plate.dim}), "
                 "for an AutoGuideList too."
             )
@@ -125,14 +127,15 @@ def find_batch(
         RuntimeError: If the model does not enter the plate.
     """
     try:
-        with poutine.block(), _FindPlate(frame.name, values):
+        with poutine.block(), _FindPlate(frame.name, values, owner):
             model(*args, **kwargs)
     except _PlateFound as plate_found:
         found = plate_found
     else:
         raise RuntimeError(
             f"{owner}: expected the model to enter plate '{frame.name}' as it did when the guide "
-            f"was set up; it did not. Build a new guide for this structure: {owner}(model, ...)."
+            f"was set up; got a model that does not. Write: {owner}(model, ...), a new guide for "
+            "this structure."
         )
     size, device = found.size, found.device
     active = current_minibatch(frame.name)

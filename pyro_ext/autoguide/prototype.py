@@ -78,13 +78,13 @@ def _bijection(name: str, support: Constraint, *, owner: str) -> Transform:
     except NotImplementedError as error:
         if support.is_discrete:
             raise ValueError(
-                f"{owner}: expected continuous latent sites; site '{name}' has "
-                f"support {support}. Hide it, {owner}(pyro.poutine.block(model, "
-                f"hide=['{name}']), ...), and enumerate it or give it a guide of its own."
+                f"{owner}: expected continuous latent sites; got site '{name}' with support "
+                f"{support}. Write: {owner}(pyro.poutine.block(model, hide=['{name}']), ...), and "
+                "enumerate it or give it a guide of its own."
             ) from error
         raise ValueError(
-            f"{owner}: expected supports that real numbers map to one to one; site '{name}' has "
-            f"support {support}. Write: pyro.poutine.reparam(model, config={{'{name}': ...}}) "
+            f"{owner}: expected supports that real numbers map to one to one; got site '{name}' "
+            f"with support {support}. Write: poutine.reparam(model, config={{'{name}': ...}}) "
             "with a reparameterizer of pyro.infer.reparam, or sample free numbers and make the "
             f"value of them, pyro.deterministic('{name}', ...)."
         ) from error
@@ -107,9 +107,9 @@ def latent_of(name: str, site: Any, *, owner: str) -> Latent:
     for frame in site["cond_indep_stack"]:
         if not frame.vectorized:
             raise ValueError(
-                f"{owner}: expected vectorized plates; site '{name}' is in the "
-                f"sequential plate '{frame.name}'. Write: with pyro.plate('{frame.name}', "
-                "size):"
+                f"{owner}: expected vectorized plates; got site '{name}' in the sequential plate "
+                f"'{frame.name}'. Write: with pyro.plate('{frame.name}', size): in place of the "
+                "loop."
             )
     frames = (Frame(f.name, f.dim, f.size) for f in site["cond_indep_stack"])
     ordered = tuple(sorted(frames, key=lambda frame: frame.dim))

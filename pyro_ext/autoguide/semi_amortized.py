@@ -1,9 +1,7 @@
 """π(x) from an encoder, corrected for each datapoint."""
 
-from collections.abc import Callable
 from typing import Any
 
-from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -11,7 +9,6 @@ from pyro_ext.autoguide.encoder import EncoderGuide
 from pyro_ext.autoguide.guide import Group
 from pyro_ext.autoguide.plates import Batch
 from pyro_ext.autoguide.table import read_rows
-from pyro_ext.families import Family
 
 __all__ = ["AutoSemiAmortized"]
 
@@ -63,33 +60,6 @@ class AutoSemiAmortized(EncoderGuide):
                 [0., 0.],
                 [0., 0.]], requires_grad=True)
     """
-
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        encoder: Callable[..., Tensor],
-        *,
-        family: Family | None = None,
-        plate: str | None = None,
-        global_family: Family | None = None,
-        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
-        init_scale: float = 0.1,
-        create_plates: Callable[..., Any] | None = None,
-        condition_on_globals: bool = False,
-        sparse: bool = False,
-    ) -> None:
-        super().__init__(
-            model,
-            encoder,
-            family=family,
-            plate=plate,
-            global_family=global_family,
-            init_loc_fn=init_loc_fn,
-            init_scale=init_scale,
-            create_plates=create_plates,
-            condition_on_globals=condition_on_globals,
-        )
-        self.sparse = sparse
 
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
         super()._create_local_source(group, initial, batch)

@@ -172,6 +172,6 @@ class SummarizedGuide(GuideModule):
         missing = [name for name in names if name not in latents]
         if missing:
             raise ValueError(
-                f"log_prob: expected a value for each of the sites {names}; missing {missing}. "
-                f"Write: guide.log_prob({{'{missing[0]}': value, ...}}, *args)."
+                f"log_prob: expected a value for each of the sites {names}; got none for "
+                f"{missing}. Write: guide.log_prob({{'{missing[0]}': value, ...}}, *args)."
             )

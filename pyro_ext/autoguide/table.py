@@ -27,9 +27,9 @@ def read_rows(
     if batch.full_size != len(table):
         raise ValueError(
             f"{owner}: expected plate '{plate}' to have the {len(table)} "
-            f"datapoints that this guide holds parameters for; got {batch.full_size}. For "
-            f"mini-batches write pyro.plate('{plate}', {len(table)}, subsample=rows) in "
-            "the model; for other data build a new guide, or use px.AutoAmortized."
+            f"datapoints that this guide holds parameters for; got {batch.full_size}. Write: "
+            f"pyro.plate('{plate}', {len(table)}, subsample=rows) in the model for mini-batches; "
+            "for other data a new guide, or px.AutoAmortized(model, encoder)."
         )
     if sparse:
         rows = torch.arange(len(table)) if batch.rows is None else batch.rows

@@ -5,20 +5,17 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch import Tensor
 
-from pyro_ext.families.affine import Affine
-from pyro_ext.families.affine_normal import AffineNormal
-from pyro_ext.families.diagonal import normal_quantile
-from pyro_ext.families.family import Family, inverse_positive, positive
+from pyro_ext.families.affine_family import AffineFamily
+from pyro_ext.families.family import inverse_positive, positive
 from pyro_ext.families.linear_map import Dense, LinearMap, LowerUpper, Triangle
 
 __all__ = ["FullCovariance"]
 
 
 @dataclass(frozen=True)
-class FullCovariance(Family):
+class FullCovariance(AffineFamily):
     r"""Normals with a full covariance, z = μ + S ε.
 
     .. math:: q(z; \pi) = \mathcal{N}(z \mid \mu, S S^\top)
@@ -77,42 +74,9 @@ class FullCovariance(Family):
         factor = scale if scale.dim() == loc.dim() + 1 else torch.diag_embed(scale.expand_as(loc))
         return torch.cat([loc, _FORMS[self.factor].pack(factor)], dim=-1)
 
-    def distribution(
-        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
-    ) -> Distribution:
-        """Return the normal with parameters π.
-
-        Args:
-            params: π, shape ``(*batch, num_params(dim))``.
-            dim: Dimension D of z.
-            network: None.
-        """
-        return AffineNormal(*self._split(params, dim))
-
-    def transform(
-        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
-    ) -> Affine:
-        """Return ε ↦ μ + S ε.
-
-        Args:
-            params: π, shape ``(*batch, num_params(dim))``.
-            dim: Dimension D of z.
-            network: None.
-        """
-        return Affine(*self._split(params, dim))
-
-    def _split(self, params: Tensor, dim: int) -> tuple[Tensor, LinearMap]:
+    def _affine(self, params: Tensor, dim: int) -> tuple[Tensor, LinearMap]:
         loc, entries = params[..., :dim], params[..., dim:]
         return loc, _FORMS[self.factor].build(entries, dim)
-
-    def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
-        """Return the marginal quantile of each coordinate, exactly.
-
-        Args:
-            posterior: A distribution that this family made.
-            prob: Probability in (0, 1).
-        """
-        return normal_quantile(posterior, prob)
 
 
 def _below_diagonal(matrix: Tensor) -> Tensor:
@@ -153,9 +117,10 @@ def _pack_lu(factor: Tensor) -> Tensor:
         pivot = row[..., step]
         if not bool((pivot > 0).all()):
             raise ValueError(
-                "FullCovariance: expected a matrix S = L U with a positive diagonal; the leading "
-                f"minor of size {step + 1} does not grow. Write: px.FullCovariance('dense'), or "
-                "give the Cholesky factor of S Sᵀ, which defines the same normal."
+                "FullCovariance: expected a matrix S = L U with a positive diagonal; got one "
+                f"whose leading minor of size {step + 1} is not positive. Write: "
+                "px.FullCovariance('dense'), or give the Cholesky factor of S Sᵀ, which defines "
+                "the same normal."
             )
         column = rest[..., :, step] / pivot.unsqueeze(-1)
         upper.append(row)

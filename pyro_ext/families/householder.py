@@ -4,14 +4,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Size, Tensor, nn
-from torch.distributions import Distribution
+from torch import Size, Tensor
 from torch.nn.functional import normalize
 
-from pyro_ext.families.affine import Affine
-from pyro_ext.families.affine_normal import AffineNormal
-from pyro_ext.families.diagonal import normal_quantile
-from pyro_ext.families.family import Family, inverse_positive, positive
+from pyro_ext.families.affine_family import AffineFamily
+from pyro_ext.families.family import inverse_positive, positive
 from pyro_ext.families.linear_map import LinearMap
 
 __all__ = ["Householder", "Reflected", "reflect"]
@@ -69,7 +66,7 @@ class Reflected(LinearMap):
 
 
 @dataclass(frozen=True)
-class Householder(Family):
+class Householder(AffineFamily):
     r"""Normals with a covariance that k reflections turn into a diagonal one.
 
     .. math::
@@ -136,40 +133,7 @@ class Householder(Family):
         vectors = torch.where(round_, drawn.to(loc), paired.to(loc))
         return torch.cat([loc, inverse_positive(scale), vectors.flatten(-2)], dim=-1)
 
-    def distribution(
-        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
-    ) -> Distribution:
-        """Return the normal with parameters π.
-
-        Args:
-            params: π, shape ``(*batch, num_params(dim))``.
-            dim: Dimension D of z.
-            network: None.
-        """
-        return AffineNormal(*self._split(params, dim))
-
-    def transform(
-        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
-    ) -> Affine:
-        """Return ε ↦ μ + S ε.
-
-        Args:
-            params: π, shape ``(*batch, num_params(dim))``.
-            dim: Dimension D of z.
-            network: None.
-        """
-        return Affine(*self._split(params, dim))
-
-    def _split(self, params: Tensor, dim: int) -> tuple[Tensor, LinearMap]:
+    def _affine(self, params: Tensor, dim: int) -> tuple[Tensor, LinearMap]:
         loc, raw, flat = params.split([dim, dim, dim * self.num_reflections], dim=-1)
         vectors = flat.unflatten(-1, (self.num_reflections, dim))
         return loc, Reflected(positive(raw), vectors)
-
-    def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
-        """Return the marginal quantile of each coordinate, exactly.
-
-        Args:
-            posterior: A distribution that this family made.
-            prob: Probability in (0, 1).
-        """
-        return normal_quantile(posterior, prob)

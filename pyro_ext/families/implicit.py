@@ -148,6 +148,6 @@ class _Sampler(TorchDistribution):
         """Raise: there is no density."""
         raise ValueError(
             "Implicit: expected a loss that needs no density of the guide, as one by density "
-            "ratios; this one asks for log q(z), and a network on noise is a sampler without a "
-            "density. Write: px.Flow('nsf'), a network on noise with one."
+            "ratios; got one that asks for log q(z), and a network on noise is a sampler without "
+            "a density. Write: px.Flow('nsf'), a network on noise with one."
         )

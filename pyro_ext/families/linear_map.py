@@ -160,8 +160,8 @@ class Dense(LinearMap):
                 raise ValueError(
                     "FullCovariance: expected a non-singular S of shape "
                     f"{tuple(self.factor.shape[-2:])}; got a singular one at batch index {where}. "
-                    "Start from a non-singular S, or write: px.FullCovariance('lu'), whose S "
-                    "cannot become singular."
+                    "Write: px.FullCovariance('lu'), whose S cannot become singular, or start "
+                    "from a non-singular S."
                 )
             self._lu = (lu, pivots)
         return self._lu

@@ -104,9 +104,10 @@ class Annealed(BoundLoss):
         if last != end:
             raise ValueError(
                 f"fit: expected a schedule that reaches its end value {end:g} within the "
-                f"{num_steps} steps of the run; {self.schedule!r} stands at {last:.3g} there. "
-                f"Write: px.{name}({self.schedule.start:g}, {end:g}, num_steps=0.5), half of the "
-                f"run, or px.fit(..., num_steps={int(self.schedule.num_steps) + 1})."
+                f"{num_steps} steps of the run; got {self.schedule!r}, which stands at "
+                f"{last:.3g} there. Write: px.{name}({self.schedule.start:g}, {end:g}, "
+                "num_steps=0.5), half of the run, or px.fit(..., "
+                f"num_steps={int(self.schedule.num_steps) + 1})."
             )
         self.step, self.total = 0, num_steps
 

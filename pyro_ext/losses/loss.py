@@ -201,8 +201,8 @@ class BoundLoss(pyro.infer.ELBO):
                     if drawn is not None:
                         raise ValueError(explain_mixture(self, site, drawn, log_weights))
                     raise ValueError(
-                        f"{self!r}: expected every guide site to be reparameterized; site "
-                        f"'{site_name}' is {type(site['fn']).__name__}, which is not. Write: "
+                        f"{self!r}: expected every guide site to be reparameterized; got site "
+                        f"'{site_name}', {type(site['fn']).__name__}, which is not. Write: "
                         f"{instead}, or hide '{site_name}' from the guide and enumerate it: "
                         "pyro.infer.TraceEnum_ELBO() with infer={'enumerate': 'parallel'} in the "
                         "model."
@@ -210,20 +210,20 @@ class BoundLoss(pyro.infer.ELBO):
         if self.estimator == "dreg" and self.num_particles > 1 and torch.is_grad_enabled():
             for site_name in log_weights.point_estimates:
                 raise ValueError(
-                    f"{self!r}: expected every guide site of a weight to be drawn; site "
-                    f"'{site_name}' is a Delta at a parameter, whose gradient 'dreg' would weigh "
+                    f"{self!r}: expected every guide site of a weight to be drawn; got site "
+                    f"'{site_name}', a Delta at a parameter, whose gradient 'dreg' would weigh "
                     f"as that of a draw. Write: px.{name}(estimator='reparam')."
                 )
         if not self.hierarchies and log_weights.hierarchical:
             raise ValueError(
-                f"{self!r}: expected global latents or local ones; the model has both, for which "
-                f"this loss is defined jointly only. Write: px.{name}(..., joint=True)."
+                f"{self!r}: expected global latents or local ones; got a model with both, for "
+                f"which this loss is defined jointly only. Write: px.{name}(..., joint=True)."
             )
         for term in log_weights.terms:
             if term.subsampled is not None and term.log_p.shape[0] > 1:
                 raise ValueError(
                     f"{self!r}: expected latents inside the subsampled plate "
-                    f"'{term.subsampled}'; it holds none that the guide draws there, and a "
+                    f"'{term.subsampled}'; got none that the guide draws there, and a "
                     "K-sample bound of a subsampled likelihood is no bound. Write: px.ELBO(), "
                     f"or use the full batch with px.{name}."
                 )

@@ -132,8 +132,9 @@ class Sleep(BoundLoss):
         for name, site in seen.items():
             if isinstance(site["fn"], dist.Unit):
                 raise ValueError(
-                    f"{self!r}: expected a model that data can be drawn from; site '{name}' is a "
-                    "pyro.factor. Write it as pyro.sample(..., obs=...), or use px.WakeSleep()."
+                    f"{self!r}: expected a model that data can be drawn from; got a pyro.factor "
+                    f"at site '{name}'. Write: pyro.sample('{name}', ..., obs=...), or "
+                    "px.WakeSleep()."
                 )
             site["is_observed"] = True
         return {name: site["value"] for name, site in seen.items()}
@@ -146,8 +147,8 @@ class Sleep(BoundLoss):
             there = 0 <= place < len(args) if isinstance(place, int) else place in kwargs
             if not there:
                 raise ValueError(
-                    f"{self!r}: expected the data of site '{name}' as argument {place!r}; the "
-                    f"model was called with {len(args)} positional arguments and the keywords "
+                    f"{self!r}: expected the data of site '{name}' as argument {place!r}; got "
+                    f"{len(args)} positional arguments and the keywords "
                     f"{sorted(kwargs)}. Write: px.Sleep(observed={{'{name}': 0}}) for the first."
                 )
             old, new = held[place], data[name]
@@ -156,7 +157,7 @@ class Sleep(BoundLoss):
                 raise ValueError(
                     f"{self!r}: expected argument {place!r} to be a tensor of the shape "
                     f"{tuple(new.shape)} that the model draws for site '{name}'; got {got}. "
-                    "Write a model of the rows it is called with, pyro.plate('data', len(x)), "
+                    "Write: pyro.plate('data', len(x)) in a model of the rows it is called with, "
                     "and px.fit(..., batch_size=...) for mini-batches."
                 )
             held[place] = new.to(old.dtype)
@@ -169,7 +170,7 @@ class Sleep(BoundLoss):
                 fn = fn.base_dist
             if isinstance(fn, dist.Delta):
                 raise ValueError(
-                    f"{self!r}: expected a guide that can score given latents; site '{name}' is "
-                    "a Delta. Write: px.AutoAmortized(model, encoder), or sample the site from a "
-                    "distribution with a density."
+                    f"{self!r}: expected a guide that can score given latents; got a Delta at "
+                    f"site '{name}'. Write: px.AutoAmortized(model, encoder), or sample the site "
+                    "from a distribution with a density."
                 )

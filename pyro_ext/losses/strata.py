@@ -31,8 +31,8 @@ def explain_mixture(
         if other is None:
             instead = f"px.IWAE(num_particles={_above(loss.num_particles, count)})"
         return (
-            f"{loss!r}: expected independent draws that can be differentiated; guide site "
-            f"'{site['name']}' is a mixture, whose particles must be shared out among its "
+            f"{loss!r}: expected independent draws that can be differentiated; got guide site "
+            f"'{site['name']}', a mixture, whose particles must be shared out among its "
             f"{count} components. Write: {instead}."
         )
     local = {plate for term in log_weights.terms for plate in term.plates}

@@ -278,7 +278,7 @@ def test_a_blocked_plate_that_shows_a_part_is_an_error():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
 
-    with pytest.raises(ValueError, match=r"poutine.block hides them.*expose"):
+    with pytest.raises(ValueError, match=r"AutoPerDatapoint: .*poutine.block hides them.*expose"):
         px.AutoPerDatapoint(poutine.block(model, expose=["z"])).setup(X)
 
 

@@ -342,7 +342,8 @@ def test_no_globals_is_an_error(build):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     with pytest.raises(
-        ValueError, match=r"outside plate 'data'.*\['z'\] are all inside.*on_globals=False"
+        ValueError,
+        match=r"outside plate 'data'.*got sites \['z'\], which are all inside.*on_globals=False",
     ):
         conditioned(build, model).setup(X)
 

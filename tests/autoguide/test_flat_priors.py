@@ -77,7 +77,7 @@ def test_a_flat_prior_adds_nothing_to_the_density():
     ("prior", "match"),
     [
         (dist.ImproperUniform(constraints.simplex, (), ()), r"site 'z' to have a shape .*Simplex"),
-        (dist.ImproperUniform(constraints.sphere, (), (3,)), r"one to one; site 'z'.*reparam"),
+        (dist.ImproperUniform(constraints.sphere, (), (3,)), r"one to one; got site 'z'.*reparam"),
         (dist.ImproperUniform(constraints.boolean, (), ()), r"continuous .*'z'.*hide=\['z'\]"),
     ],
     ids=["shape", "sphere", "discrete"],
@@ -91,7 +91,7 @@ def test_a_spherical_site():
     def model():
         pyro.sample("z", dist.ProjectedNormal(torch.ones(3)))
 
-    with pytest.raises(ValueError, match=r"one to one; site 'z' has support Sphere.*reparam"):
+    with pytest.raises(ValueError, match=r"one to one; got site 'z' with support Sphere.*reparam"):
         px.AutoJoint(model).setup()
     projected = poutine.reparam(model, {"z": ProjectedNormalReparam()})
     steps(projected, px.AutoJoint(projected), Trace_ELBO())

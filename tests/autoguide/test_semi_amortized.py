@@ -2,10 +2,9 @@
 
 from functools import partial
 
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
+from awkward import awkward_locals, one_local
 from pyro import poutine
 from torch import nn
 from torch.optim import Adam
@@ -19,23 +18,6 @@ from pyro_ext.training import refine
 
 X = torch.tensor([0.3, -1.2, 2.0, 0.7, -0.4])
 HIERARCHY = NormalHierarchy(X, 0.7, 0.5, 2.0)
-
-
-def one_local(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def awkward_locals(x):
-    scale = pyro.sample("scale", dist.Gamma(2.0, 2.0))
-    with pyro.plate("data", len(x), dim=-1):
-        rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
-        part = pyro.sample("part", dist.Dirichlet(torch.ones(3)))
-        with pyro.plate("component", 2, dim=-2):
-            w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        loc = w.sum(-1).sum(-2, keepdim=True) + part[..., 0] + rate
-        pyro.sample("x", dist.Normal(loc, scale), obs=x)
 
 
 def linear(x):

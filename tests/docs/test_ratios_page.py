@@ -1,7 +1,8 @@
 """What the page on ratios says of Dirac-GAN is what its script computes."""
 
-import importlib.util
 from pathlib import Path
+
+from scripts import load
 
 from pyro_ext import ratio
 
@@ -10,13 +11,7 @@ PAGE = ROOT / "docs" / "ratios.md"
 
 
 def test_the_table_of_dirac_gan() -> None:
-    path = ROOT / "benchmarks" / "dirac_gan.py"
-    spec = importlib.util.spec_from_file_location("page_dirac_gan", path)
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    lines = script.table().splitlines()
+    lines = load("dirac_gan").table().splitlines()
     assert len(lines) == 2 + 2 * 3
     page = PAGE.read_text().splitlines()
     first = page.index(lines[0])

@@ -1,17 +1,14 @@
 """Mini-batches of K-sample bounds: a bound whatever the batch, and the same one."""
 
-import importlib.util
-import sys
 from functools import cache
 from itertools import combinations
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from scripts import load
 from torch import Tensor
 
 import pyro_ext as px
@@ -22,27 +19,14 @@ REPEATS = 100
 
 
 @cache
-def script() -> ModuleType:
-    """The script that prints the table of the docs."""
-    path = Path(__file__).parents[2] / "benchmarks" / "subsampling.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_subsampling", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@cache
 def rows() -> list[Any]:
     pyro.set_rng_seed(1)
-    return script().table(repeats=REPEATS, ways=script().WAYS)
+    return load("subsampling").table(repeats=REPEATS, ways=load("subsampling").WAYS)
 
 
 def test_estimates_stay_at_or_below_the_evidence() -> None:
     """Within 4 standard errors, whatever K, B, and the way in which the batch is made."""
-    exact = script().exact_evidence()
+    exact = load("subsampling").exact_evidence()
     ours = [row for row in rows() if row.way != "RenyiELBO"]
     assert len(ours) == 27
     for row in ours:
@@ -64,12 +48,12 @@ def test_more_particles_are_closer_to_the_evidence() -> None:
         chosen = [r for r in rows() if r.way != "RenyiELBO" and r.particles == particles]
         return float(torch.stack([r.adjusted for r in chosen]).mean())
 
-    assert mean(1) < mean(5) < mean(50) <= script().exact_evidence() + 0.05
+    assert mean(1) < mean(5) < mean(50) <= load("subsampling").exact_evidence() + 0.05
 
 
 def test_pyros_renyi_elbo_exceeds_the_evidence() -> None:
     """The full batch is a bound, a mini-batch is none: it fails the test above."""
-    exact = script().exact_evidence()
+    exact = load("subsampling").exact_evidence()
     for row in rows():
         if row.way == "RenyiELBO" and row.size == 40:
             assert_at_most(row.adjusted, exact)
@@ -79,7 +63,7 @@ def test_pyros_renyi_elbo_exceeds_the_evidence() -> None:
 
 
 def test_table_is_markdown() -> None:
-    text = script().markdown(rows())
+    text = load("subsampling").markdown(rows())
     lines = text.splitlines()
     assert lines[0].startswith("Exact log evidence: -")
     assert len(lines) == 4 + len(rows())
@@ -185,7 +169,7 @@ def test_auto_guides_see_the_rows_of_the_model(kind: str, way: str) -> None:
     loss = px.IWAE(7, estimator="dreg")
     for _ in range(5):
         rows = torch.randperm(20)[:5]
-        seen = script()._SeeRows(None if way == "subsample_size" else rows)
+        seen = load("subsampling")._SeeRows(None if way == "subsample_size" else rows)
         with seen:
             if way == "sliced":
                 with px.MiniBatch("data", 20, rows, sliced=True):

@@ -71,7 +71,7 @@ ERRORS = {
     "another pair": (two_pairs, r"expected the pair that the critic was trained for, with 1"),
     "site": (
         lambda: step(model, lambda x: pyro.sample("y", dist.Normal(0.0, 1.0))),
-        r"site 'z' is latent in the model, but the guide does not sample it",
+        r"site 'z': expected the guide to sample every latent.*Write: pyro.sample\('z', ...\)",
     ),
 }
 

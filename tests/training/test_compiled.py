@@ -1,4 +1,4 @@
-import warnings
+"""Compiled steps are the eager ones, and Pyro's, for every optimizer and guide."""
 
 import pyro
 import pyro.distributions as dist
@@ -7,57 +7,18 @@ import torch
 from pyro.infer import SVI
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from pyro.optim import Adam, ClippedAdam
+from training.compiled_cases import (
+    Y,
+    adam,
+    eight_schools,
+    graph_svi,
+    same_run,
+    schools,
+    train,
+    vae,
+)
 
 import pyro_ext as px
-from pyro_ext.training.compiled.builder import Built
-
-Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-SIGMA = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
-
-
-def schools(y):
-    mu, tau = pyro.sample("mu", dist.Normal(0, 5)), pyro.sample("tau", dist.HalfCauchy(5))
-    with pyro.plate("schools", len(y)):
-        z = pyro.sample("z", dist.Normal(0, 1))
-        pyro.sample("y", dist.Normal(mu + tau * z, SIGMA[: len(y)]), obs=y)
-
-
-def adam(params):
-    return torch.optim.Adam(params, lr=0.05)
-
-
-def graph_svi(model, guide, optim=adam, loss=None, **options):
-    """A compiled SVI whose graphs are run by torch, without the time to compile them."""
-    loss = px.ELBO() if loss is None else loss
-    return px.CompiledSVI(model, guide, optim, loss, _backend="graph", **options)
-
-
-def train(make, *, optim=lambda: adam, steps=12, compile=True, seed=1, **options):
-    """Return the losses and the parameters of a run with a fresh pair."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    model, guide, args = make()
-    optim = optim()
-    svi = graph_svi(model, guide, optim, compile=compile, **options)
-    losses = [svi.step(*args) for _ in range(steps)]
-    assert (svi._last is not None) == compile
-    params = {name: p.detach().clone() for name, p in pyro.get_param_store().items()}
-    return torch.tensor(losses), list(params.values())
-
-
-def same_run(make, **options):
-    """Assert that graph and eager steps give the same run."""
-    losses, params = train(make, **options)
-    expected, expected_params = train(make, compile=False, **options)
-    torch.testing.assert_close(losses, expected, rtol=1e-10, atol=0)
-    for one, other in zip(params, expected_params, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-    assert len(params) > 0
-
-
-def eight_schools():
-    return schools, px.AutoJoint(schools), (Y,)
-
 
 OPTIMIZERS = {
     "pyro Adam": lambda: Adam({"lr": 0.05}),
@@ -125,20 +86,6 @@ def subsampled():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
 
     return model, px.AutoPerDatapoint(model), (x,)
-
-
-def vae(*layers):
-    torch.manual_seed(0)
-    decoder = torch.nn.Sequential(torch.nn.Linear(2, 6), *layers, torch.nn.Linear(6, 5))
-
-    def model(x):
-        pyro.module("decoder", decoder)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(z)).to_event(1), obs=x)
-
-    encoder = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh())
-    return model, px.AutoAmortized(model, encoder), ((torch.rand(9, 5) < 0.5).double(),)
 
 
 def handwritten():
@@ -230,22 +177,6 @@ def test_learning_rate_schedules_are_followed():
     torch.testing.assert_close(run(compile=True), run(compile=False), rtol=1e-10, atol=0)
 
 
-def test_changed_and_loaded_optimizers_are_noticed():
-    svi = graph_svi(*eight_schools()[:2])
-    for _ in range(3):
-        svi.step(Y)
-    first = svi._last
-    svi.optimizer.param_groups[0]["betas"] = (0.5, 0.5)
-    svi.step(Y), svi.step(Y)
-    assert svi._last is not first
-    second, count = svi._last, svi.optimizer.state_dict()["state"][0]["step"]
-    assert count == 5
-    svi.optimizer.load_state_dict(svi.optimizer.state_dict())
-    svi.step(Y), svi.step(Y)
-    assert svi._last is not second
-    assert svi.optimizer.state_dict()["state"][0]["step"] == 7
-
-
 def test_parameters_are_the_users_own_tensors():
     guide = px.AutoJoint(schools)
     svi = graph_svi(schools, guide)
@@ -260,269 +191,6 @@ def test_parameters_are_the_users_own_tensors():
     assert param.grad is None
 
 
-def built_by(svi):
-    built = svi._last
-    assert isinstance(built, Built)
-    return built
-
-
-def test_first_call_is_validated():
-    def model():
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Bernoulli(z.exp() + 2), obs=torch.tensor(1.0))
-
-    with pytest.raises(ValueError, match="Bernoulli"):
-        graph_svi(model, px.AutoJoint(model)).step()
-
-
-def test_mode_switch_leads_to_another_graph_and_back():
-    model, guide, args = vae(torch.nn.Dropout(0.5))
-    svi = graph_svi(model, guide)
-    dropout = model.__closure__[0].cell_contents[1]
-    svi.step(*args), svi.step(*args)
-    training = built_by(svi)
-    dropout.eval()
-    svi.step(*args), svi.step(*args)
-    evaluating = built_by(svi)
-    assert evaluating is not training
-    dropout.train()
-    svi.step(*args)
-    assert built_by(svi) is training
-
-
-@pytest.mark.filterwarnings("ignore:.*was not registered in the param store")
-def test_frozen_parameter_stays_and_thaws():
-    model, guide, args = vae()
-    svi = graph_svi(model, guide)
-    svi.step(*args), svi.step(*args)
-    decoder = model.__closure__[0].cell_contents
-    weight = decoder[0].weight
-    weight.requires_grad = False
-    frozen, other = weight.detach().clone(), decoder[0].bias.detach().clone()
-    for _ in range(3):
-        svi.step(*args)
-    assert torch.equal(weight, frozen)
-    assert not torch.equal(decoder[0].bias, other)
-    weight.requires_grad = True
-    for _ in range(3):
-        svi.step(*args)
-    assert not torch.equal(weight, frozen)
-
-
-SCALE = torch.tensor(1.0)
-
-
-class Holder:
-    def __init__(self):
-        self.scale = torch.tensor(1.0)
-
-
-def rebinding(kind):
-    """Return a model whose scale is held in some way, and a function that binds another."""
-    scale, holder, table, module = torch.tensor(1.0), Holder(), {}, torch.nn.Linear(1, 1)
-    table["scale"], listed = torch.tensor(1.0), [torch.tensor(1.0)]
-    module.register_buffer("scale", torch.tensor(1.0))
-    number = 1.0
-
-    def model(x):
-        known = {
-            "closure": scale,
-            "number": number,
-            "global": SCALE,
-            "object": holder.scale,
-            "dict": table["scale"],
-            "list": listed[0],
-            "buffer": module.scale,
-        }
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, known[kind]), obs=x)
-
-    def rebind(value):
-        nonlocal scale, number
-        if kind == "closure":
-            scale = value
-        elif kind == "number":
-            number = value.item()
-        elif kind == "global":
-            globals()["SCALE"] = value
-        elif kind == "object":
-            holder.scale = value
-        elif kind == "dict":
-            table["scale"] = value
-        elif kind == "list":
-            listed[0] = value
-        else:
-            module.scale = value
-
-    return model, rebind
-
-
-KINDS = ["closure", "number", "global", "object", "dict", "list", "buffer"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_rebinding_is_noticed(kind, monkeypatch):
-    monkeypatch.setitem(globals(), "SCALE", torch.tensor(1.0))
-    model, rebind = rebinding(kind)
-    x = torch.tensor(50.0)
-    svi = graph_svi(model, px.AutoJoint(model), lambda ps: torch.optim.SGD(ps, lr=0.0))
-    for _ in range(3):
-        assert svi.step(x) > 1000  # x is 50 standard deviations away
-    first = built_by(svi)
-    rebind(torch.tensor(100.0))
-    for _ in range(3):
-        assert svi.step(x) < 10
-    assert built_by(svi) is not first
-
-
-def test_edits_in_place_are_seen_without_a_new_graph():
-    model, _ = rebinding("closure")
-    svi = graph_svi(model, px.AutoJoint(model), lambda ps: torch.optim.SGD(ps, lr=0.0))
-    x = torch.tensor(50.0)
-    for _ in range(3):
-        assert svi.step(x) > 1000
-    first = built_by(svi)
-    next(
-        c.cell_contents
-        for c in model.__closure__
-        if c.cell_contents is not x and isinstance(c.cell_contents, torch.Tensor)
-    ).fill_(100.0)
-    assert svi.step(x) < 10
-    assert built_by(svi) is first
-
-
-def test_what_changes_at_every_step_runs_eagerly_in_the_end():
-    model, rebind = rebinding("number")
-    svi = graph_svi(model, px.AutoJoint(model))
-    x = torch.tensor(0.0)
-
-    def many():
-        for step in range(20):
-            rebind(torch.tensor(1.0 + step))
-            svi.step(x)
-
-    with pytest.warns(UserWarning, match="'number' of function model"):
-        many()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        svi.step(x)
-
-
-def test_shapes_have_a_graph_each_up_to_a_limit():
-    guide = px.AutoJoint(schools)
-    svi = graph_svi(schools, guide, max_graphs=1)
-    guide.setup(Y)
-    for _ in range(3):
-        svi.step(Y)
-    assert len(svi._graphs) == 1
-    other = Y.float()
-    with pytest.warns(UserWarning, match="larger max_graphs"):
-        svi.step(other)
-    svi.step(other)
-    assert len(svi._graphs) == 1
-    more = graph_svi(schools, guide, max_graphs=2)
-    for _ in range(2):
-        more.step(Y), more.step(other)
-    assert len(more._graphs) == 2
-
-
-def test_numbers_among_the_arguments_count():
-    def model(x, scale=1.0):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, scale), obs=x)
-
-    def guide(x, scale):
-        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)), 1.0))
-
-    svi = graph_svi(model, guide, lambda ps: torch.optim.SGD(ps, lr=0.0))
-    x = torch.tensor(50.0)
-    for _ in range(3):
-        assert svi.step(x, scale=1.0) > 1000
-        assert svi.step(x, scale=100.0) < 10
-    assert len(svi._graphs) == 2
-
-
-def branching(x):
-    z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    scale = 1.0 if z > 0 else 2.0
-    pyro.sample("x", dist.Normal(z, scale), obs=x)
-
-
-def test_branch_on_a_latent_runs_eagerly_and_says_why():
-    svi = graph_svi(branching, px.AutoJoint(branching))
-    svi.step(torch.tensor(1.0))
-    with pytest.warns(UserWarning, match=r"value of a tensor.*Write torch\.where"):
-        svi.step(torch.tensor(1.0))
-    losses, _ = train(
-        lambda: (branching, px.AutoJoint(branching), (torch.tensor(1.0),)), compile=False
-    )
-    assert torch.isfinite(losses).all()
-    assert svi._last is None
-
-
-def test_untested_torch_runs_eagerly(monkeypatch):
-    from pyro_ext.training.compiled import private
-
-    monkeypatch.setattr(private, "TESTED_TORCH", ("1.0",))
-    private.unsupported.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="not among the versions"):
-            svi = graph_svi(schools, px.AutoJoint(schools))
-        for _ in range(3):
-            svi.step(Y)
-        assert svi._last is None
-    finally:
-        private.unsupported.cache_clear()
-
-
-def test_handler_around_the_step_is_not_ignored():
-    svi = graph_svi(schools, px.AutoJoint(schools))
-    for _ in range(3):
-        svi.step(Y)
-    with pytest.warns(UserWarning, match="effect handler"), pyro.poutine.scale(scale=100.0):
-        assert svi.step(Y) > 1000
-    assert svi.step(Y) < 1000
-
-
-def test_wrong_graph_is_refused(monkeypatch):
-    from pyro_ext.training.compiled import builder, graph
-
-    def scaled(loss, params, tensors):
-        return graph.record(lambda *inputs: 1.001 * loss(*inputs), params, tensors)
-
-    monkeypatch.setattr(builder, "record", scaled)
-    svi = graph_svi(schools, px.AutoJoint(schools))
-    svi.step(Y)
-    with pytest.warns(UserWarning, match="differs from the eager one"):
-        svi.step(Y)
-    assert svi._last is None
-
-
-@pytest.mark.parametrize("compile", [True, False])
-def test_step_that_is_not_finite_is_not_applied(compile):
-    def model(x):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    guide = px.AutoJoint(model)
-    svi = graph_svi(model, guide, compile=compile)
-    good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
-    for _ in range(3):
-        svi.step(good)
-    before = guide.params.detach().clone()
-    state = svi.optimizer.state_dict()["state"][0]["exp_avg"].clone()
-    with pytest.raises(ValueError, match="expected a finite loss and gradient"):
-        svi.step(bad)
-    assert torch.equal(guide.params, before)
-    assert torch.equal(svi.optimizer.state_dict()["state"][0]["exp_avg"], state)
-    svi.step(good)
-    assert not torch.equal(guide.params, before)
-    patient = graph_svi(model, guide, compile=compile, nonfinite="skip")
-    for x in (good, good, bad, bad, good):
-        patient.step(x)
-    assert patient.num_skipped == 2
-
-
 def test_proof_and_recording_leave_everything_as_it_was():
     """Batch norm's statistics and the random state: a graph costs no draw and no step."""
     model, guide, args = vae(torch.nn.BatchNorm1d(6))
@@ -534,20 +202,6 @@ def test_proof_and_recording_leave_everything_as_it_was():
         svi.step(*args)
         assert norm.num_batches_tracked == first + count
     assert svi._last is not None
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "match"),
-    [
-        ({"optim": 3}, TypeError, "optim"),
-        ({"clip_norm": -1.0}, ValueError, "expected clip_norm > 0"),
-        ({"nonfinite": "ignore"}, ValueError, "expected nonfinite to be one of"),
-        ({"max_graphs": 0}, ValueError, "expected max_graphs >= 1"),
-    ],
-)
-def test_wrong_arguments(options, error, match):
-    with pytest.raises(error, match=match):
-        graph_svi(schools, px.AutoJoint(schools), **options)
 
 
 def test_evaluate_loss_changes_nothing():
@@ -590,54 +244,3 @@ def test_run_takes_the_steps_that_step_takes():
     expected = torch.tensor(run(lambda svi: [svi.step(*loader[step % 3]) for step in range(10)]))
     found = run(lambda svi: svi.run(10, batches=loader))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize(
-    ("call", "match"),
-    [
-        (lambda svi: svi.run(-1, Y), "num_steps >= 0"),
-        (lambda svi: svi.run(1, Y, batches=[Y]), "arguments or batches"),
-        (lambda svi: svi.run(1, batches=[]), "expected batches"),
-        (lambda svi: svi.run(4, batches=iter([Y])), "used up"),
-    ],
-)
-def test_wrong_arguments_of_run(call, match):
-    with pytest.raises(ValueError, match=match):
-        call(graph_svi(schools, px.AutoJoint(schools)))
-
-
-def test_run_reports_steps_that_were_left_out():
-    def model(x):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    guide, x = px.AutoJoint(model), torch.tensor(1.0)
-    svi = graph_svi(model, guide)
-    svi.run(3, x)
-    x.fill_(float("nan"))
-    with pytest.raises(ValueError, match="in 5 of the steps up to number 8"):
-        svi.run(5, x)
-    assert torch.isfinite(guide.params).all()
-    assert svi.num_skipped == 5
-
-
-def test_rebinding_behind_an_encoder_is_noticed():
-    factor = torch.tensor(1.0)
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def encoder(x):
-        return factor * x.unsqueeze(-1)
-
-    x = torch.tensor([1.0, 2.0])
-    svi = graph_svi(model, px.AutoAmortized(model, encoder))
-    for _ in range(3):
-        svi.step(x)
-    first = built_by(svi)
-    factor = torch.tensor(2.0)
-    for _ in range(2):
-        svi.step(x)
-    assert built_by(svi) is not first

@@ -1,0 +1,174 @@
+"""What log weights cannot be made of: bad arguments, sites, plates and data."""
+
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from weight_pairs import NUM, X, hierarchy, local_guide, local_model
+
+import pyro_ext as px
+
+
+@pytest.mark.parametrize("name", ["num_particles", "num_outer"])
+def test_no_particles(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"{name} >= 1; got 0"):
+        px.log_weights(local_model, local_guide, X, **{name: 0})
+
+
+def test_guide_lacks_a_latent() -> None:
+    def guide(x: Tensor) -> None:
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(
+        ValueError,
+        match=r"site 'z': .*every latent of the model; got one .*\['mu'\]. Write: pyro.sample",
+    ):
+        px.log_weights(hierarchy, guide, X)
+
+
+def test_guide_has_an_extra_site() -> None:
+    def guide(x: Tensor) -> None:
+        local_guide(x)
+        pyro.sample("extra", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(
+        ValueError, match=r"site 'extra': .*latents alone, \['z'\]; got this site too. Write"
+    ):
+        px.log_weights(local_model, guide, X)
+
+
+@pytest.mark.parametrize("particles", [1, 5])
+def test_plate_sizes_differ(particles: int) -> None:
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    message = r"site 'z': expected plate 'data' to have 6 elements, .*; got a guide .* built for 4"
+    with pytest.raises(ValueError, match=message):
+        px.log_weights(local_model, guide, X, num_particles=particles)
+
+
+def test_plate_sizes_differ_in_a_model_that_takes_rows() -> None:
+    """Replayed against a smaller plate, Pyro's plate would silently subsample."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)) as rows:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[rows])
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", 4):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"to have 6 elements, as in the model.*built for 4"):
+        px.log_weights(model, guide, X)
+
+
+@pytest.mark.parametrize("particles", [1, 5, NUM])
+def test_data_with_a_surplus_dim(particles: int) -> None:
+    """With as many particles as rows, a surplus dim of the data looks like the particles'."""
+    guide = px.AutoPerDatapoint(local_model)
+    message = r"site 'x'.*plates \{'data': 6\}; got shape \(6, 6\).*to_event"
+    with pytest.raises(ValueError, match=message):
+        px.log_weights(local_model, guide, X[:, None], num_particles=particles)
+
+
+@pytest.mark.parametrize("particles", [1, 5, NUM])
+def test_data_without_a_plate(particles: int) -> None:
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"site 'x'.*plates \{\}; got shape \(6,\)"):
+        px.log_weights(model, px.AutoJoint(model), X, num_particles=particles)
+
+
+def test_data_of_the_wrong_size() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", NUM):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"(?s)site '?x'?.*6.*4|site 'x'.*4.*6"):
+        px.log_weights(model, px.AutoPerDatapoint(model), X[:4], num_particles=5)
+
+
+@pytest.mark.parametrize("particles", [1, 5])
+def test_nan_in_the_data_names_the_site(particles: int) -> None:
+    x = X.clone()
+    x[2] = torch.nan
+    with pytest.raises(ValueError, match=r"site 'x'.*within the support") as caught:
+        px.log_weights(local_model, px.AutoPerDatapoint(local_model), x, num_particles=particles)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_model_that_counts_dims_from_the_left_gets_a_note() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(1), 1.0), obs=x)
+
+    guide = px.AutoPerDatapoint(model)
+    px.log_weights(model, guide, X, joint=True)
+    for joint in (False, True):
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            px.log_weights(model, guide, X, num_particles=5, joint=joint)
+        (note,) = caught.value.__notes__
+        assert "counts dims from the left" in note
+
+
+def test_model_that_drops_a_plate_dim_gets_a_note() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("s", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(0.0))
+
+    for particles in (4, NUM):
+        with pytest.raises(ValueError, match="site 's'") as caught:
+            px.log_weights(model, local_guide, X, num_particles=particles)
+        assert "keepdim=True" in caught.value.__notes__[0]
+
+
+# ---------------------------------------------------------------------- particles apart
+
+
+def mixing(how: str) -> Callable[[Tensor], None]:
+    """Return a model that counts dims from the left where particles come in."""
+    norm = torch.nn.BatchNorm1d(1).double()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            if how == "view":
+                loc = z.view(len(x), -1).sum(-1)
+            elif how == "batch norm":
+                loc = norm(z.reshape(-1, 1)).reshape(z.shape)
+            else:
+                loc = 2 * z
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    return model
+
+
+def guide_of_mixing(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+
+@pytest.mark.parametrize("how", ["view", "batch norm"])
+def test_a_model_that_mixes_particles_raises(how: str) -> None:
+    """Silent otherwise: the shapes fit, and the loss is that of another model."""
+    model, x = mixing(how), torch.randn(6)
+    message = r"site 'x': .* got one that changes with 'z' of another.*flatten\(-2\).*model\.eval"
+    for loss in (px.IWAE(5), px.ELBO(5)):
+        with pytest.raises(ValueError, match=message):
+            loss.loss(model, guide_of_mixing, x)
+    assert px.ELBO(1).loss(model, guide_of_mixing, x) > 0
+
+
+def test_a_model_that_keeps_particles_apart_does_not_raise() -> None:
+    x = torch.randn(6)
+    assert px.IWAE(5).loss(mixing("no"), guide_of_mixing, x) > 0

@@ -1,0 +1,142 @@
+"""Where a compiled SVI runs eagerly, leaves a step out, or raises."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from training.compiled_cases import Y, graph_svi, schools, train
+
+import pyro_ext as px
+
+
+def test_first_call_is_validated():
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Bernoulli(z.exp() + 2), obs=torch.tensor(1.0))
+
+    with pytest.raises(ValueError, match="Bernoulli"):
+        graph_svi(model, px.AutoJoint(model)).step()
+
+
+def branching(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    scale = 1.0 if z > 0 else 2.0
+    pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+
+def test_branch_on_a_latent_runs_eagerly_and_says_why():
+    svi = graph_svi(branching, px.AutoJoint(branching))
+    svi.step(torch.tensor(1.0))
+    with pytest.warns(UserWarning, match=r"value of a tensor.*Write torch\.where"):
+        svi.step(torch.tensor(1.0))
+    losses, _ = train(
+        lambda: (branching, px.AutoJoint(branching), (torch.tensor(1.0),)), compile=False
+    )
+    assert torch.isfinite(losses).all()
+    assert svi._last is None
+
+
+def test_untested_torch_runs_eagerly(monkeypatch):
+    from pyro_ext.training.compiled import private
+
+    monkeypatch.setattr(private, "TESTED_TORCH", ("1.0",))
+    private.unsupported.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="not among the versions"):
+            svi = graph_svi(schools, px.AutoJoint(schools))
+        for _ in range(3):
+            svi.step(Y)
+        assert svi._last is None
+    finally:
+        private.unsupported.cache_clear()
+
+
+def test_handler_around_the_step_is_not_ignored():
+    svi = graph_svi(schools, px.AutoJoint(schools))
+    for _ in range(3):
+        svi.step(Y)
+    with pytest.warns(UserWarning, match="effect handler"), pyro.poutine.scale(scale=100.0):
+        assert svi.step(Y) > 1000
+    assert svi.step(Y) < 1000
+
+
+def test_wrong_graph_is_refused(monkeypatch):
+    from pyro_ext.training.compiled import builder, graph
+
+    def scaled(loss, params, tensors):
+        return graph.record(lambda *inputs: 1.001 * loss(*inputs), params, tensors)
+
+    monkeypatch.setattr(builder, "record", scaled)
+    svi = graph_svi(schools, px.AutoJoint(schools))
+    svi.step(Y)
+    with pytest.warns(UserWarning, match="differs from the eager one"):
+        svi.step(Y)
+    assert svi._last is None
+
+
+@pytest.mark.parametrize("compile", [True, False])
+def test_step_that_is_not_finite_is_not_applied(compile):
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = px.AutoJoint(model)
+    svi = graph_svi(model, guide, compile=compile)
+    good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
+    for _ in range(3):
+        svi.step(good)
+    before = guide.params.detach().clone()
+    state = svi.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    with pytest.raises(ValueError, match="expected a finite loss and gradient"):
+        svi.step(bad)
+    assert torch.equal(guide.params, before)
+    assert torch.equal(svi.optimizer.state_dict()["state"][0]["exp_avg"], state)
+    svi.step(good)
+    assert not torch.equal(guide.params, before)
+    patient = graph_svi(model, guide, compile=compile, nonfinite="skip")
+    for x in (good, good, bad, bad, good):
+        patient.step(x)
+    assert patient.num_skipped == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"optim": 3}, TypeError, "optim"),
+        ({"clip_norm": -1.0}, ValueError, "expected clip_norm > 0"),
+        ({"nonfinite": "ignore"}, ValueError, "expected nonfinite to be one of"),
+        ({"max_graphs": 0}, ValueError, "expected max_graphs >= 1"),
+    ],
+)
+def test_wrong_arguments(options, error, match):
+    with pytest.raises(error, match=match):
+        graph_svi(schools, px.AutoJoint(schools), **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda svi: svi.run(-1, Y), "num_steps >= 0"),
+        (lambda svi: svi.run(1, Y, batches=[Y]), "arguments or batches"),
+        (lambda svi: svi.run(1, batches=[]), "expected batches"),
+        (lambda svi: svi.run(4, batches=iter([Y])), "used up"),
+    ],
+)
+def test_wrong_arguments_of_run(call, match):
+    with pytest.raises(ValueError, match=match):
+        call(graph_svi(schools, px.AutoJoint(schools)))
+
+
+def test_run_reports_steps_that_were_left_out():
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide, x = px.AutoJoint(model), torch.tensor(1.0)
+    svi = graph_svi(model, guide)
+    svi.run(3, x)
+    x.fill_(float("nan"))
+    with pytest.raises(ValueError, match="in 5 of the steps up to number 8"):
+        svi.run(5, x)
+    assert torch.isfinite(guide.params).all()
+    assert svi.num_skipped == 5

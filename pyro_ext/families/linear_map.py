@@ -40,11 +40,14 @@ class LinearMap(ABC):
 
 
 def _by_column(op: Callable[[Tensor, Tensor], Tensor], matrix: Tensor, rows: Tensor) -> Tensor:
-    """Apply a matrix operation to row vectors; sample dims become columns of one matrix."""
+    """Apply a matrix operation to row vectors; sample dims become columns of one matrix.
+
+    The rows come back contiguous: a model's product of a strided z with a matrix is slow.
+    """
     samples = max(rows.dim() + 1 - matrix.dim(), 0)
     lead = rows.shape[:samples]
     columns = rows.reshape(-1, *rows.shape[samples:]).movedim(0, -1)
-    out = op(matrix, columns).movedim(-1, 0)
+    out = op(matrix, columns).movedim(-1, 0).contiguous()
     return out.reshape(*lead, *out.shape[1:])
 
 

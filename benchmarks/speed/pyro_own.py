@@ -1,0 +1,72 @@
+"""The same steps with Pyro's own guides, losses and optimizer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.infer import SVI, RenyiELBO, Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from torch import nn
+from workloads import HIDDEN, LATENT, PIXELS, WORKLOADS, Workload, perceptron
+
+Step = Callable[[], float]
+
+
+def own(work: Workload, guide: Callable[..., Any], loss: Any) -> Step:
+    svi = SVI(work.model, guide, pyro.optim.Adam({"lr": 1e-3}), loss)
+    return lambda: svi.step(*work.args)
+
+
+def vae(name: str, loss: Any) -> Step:
+    encoder = nn.Sequential(perceptron(PIXELS, HIDDEN, HIDDEN), nn.Softplus())
+    head = nn.Linear(HIDDEN, 2 * LATENT)
+
+    def guide(x):
+        pyro.module("encoder", encoder)
+        pyro.module("head", head)
+        with pyro.plate("data", len(x)):
+            loc, raw = head(encoder(x)).chunk(2, -1)
+            scale = nn.functional.softplus(raw)
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    return own(WORKLOADS[name](), guide, loss)
+
+
+def eight_schools() -> Step:
+    work = WORKLOADS["W3"]()
+    return own(work, AutoNormal(work.model), Trace_ELBO())
+
+
+def logistic() -> Step:
+    work = WORKLOADS["W4"]()
+    loss = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
+    return own(work, AutoMultivariateNormal(work.model), loss)
+
+
+def local_latents() -> Step:
+    work = WORKLOADS["W5"]()
+
+    def guide(x):
+        loc = pyro.param("loc", lambda: torch.zeros(len(x)))
+        scale = pyro.param(
+            "scale", lambda: torch.full((len(x),), 0.1), constraint=constraints.softplus_positive
+        )
+        with pyro.plate("data", len(x), subsample_size=256) as rows:
+            pyro.sample("z", dist.Normal(loc[rows], scale[rows]))
+
+    return own(work, guide, Trace_ELBO())
+
+
+PYRO_OWN: dict[str, Callable[[], Step]] = {
+    "W1": lambda: vae("W1", Trace_ELBO()),
+    "W2": lambda: vae(
+        "W2",
+        RenyiELBO(alpha=0.0, num_particles=50, vectorize_particles=True, max_plate_nesting=1),
+    ),
+    "W3": eight_schools,
+    "W4": logistic,
+    "W5": local_latents,
+}

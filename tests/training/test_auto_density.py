@@ -224,12 +224,12 @@ def test_draws_that_are_off_leave_their_place(shift, stretch, found):
 def test_slices_follow_a_funnel():
     """Along its scale the other coordinate's spread differs from part to part."""
     generator = torch.Generator().manual_seed(0)
-    v = -0.3 * torch.rand((4000, 1), generator=generator).log()  # skewed
+    v = -torch.rand((4000, 1), generator=generator).log()  # skewed
     x = v.exp() * torch.randn((4000, 1), generator=generator)
     pool = Pool(torch.cat([v, x], 1), torch.full((4000,), 1 / 4000), 0.0, 0.7, 0.0)
     parts = sorted(split(pool), key=lambda part: part.q.loc[0])
     spread = [float(part.q.sd[1]) for part in parts]
     assert spread == sorted(spread)
-    assert spread[-1] > 1.5 * spread[0]
+    assert spread[-1] > 5 * spread[0]
     few = Pool(pool.z[:30], torch.full((30,), 1 / 30), 0.0, 0.7, 0.0)
     assert split(few) == ()

@@ -115,17 +115,21 @@ def split(pool: Pool) -> tuple[Part, ...]:
 
 
 def _normals(z: Tensor, w: Tensor, shares: Tensor) -> tuple[Part, ...]:
-    """Return a normal per share, each covariance drawn towards their mean by D draws' weight."""
+    """Return a normal per share, each correlation drawn to their mean by D draws' weight.
+
+    Not each covariance: the widest share would widen all others.
+    """
     dim, found, sizes = z.shape[-1], [], []
     for share in shares.unbind(1):
         own = w * share
         total = own.sum()
         sizes.append(total.square() / own.square().sum())
         found.append(_moments(z, own / total))
-    pooled = torch.stack([covariance for _, covariance in found]).mean(0)
+    widths = [torch.outer(c.diagonal(), c.diagonal()).sqrt() for _, c in found]
+    pooled = torch.stack([c / width for (_, c), width in zip(found, widths, strict=True)]).mean(0)
     parts = []
-    for (mean, covariance), size in zip(found, sizes, strict=True):
-        shrunk = (size * covariance + dim * pooled) / (size + dim)
+    for (mean, covariance), width, size in zip(found, widths, sizes, strict=True):
+        shrunk = (size * covariance + dim * width * pooled) / (size + dim)
         factor, failed = torch.linalg.cholesky_ex(shrunk)
         if int(failed):
             return ()

@@ -10,27 +10,16 @@ from torch.distributions.utils import _sum_rightmost
 
 from pyro_ext.diagnostics._density import Density, Point
 
-__all__ = ["Moves", "backward", "forward", "schedule", "stay", "tune"]
+__all__ = ["Moves", "backward", "forward", "stay", "tune"]
 
-_TARGET = 0.75
-_GAIN = 0.3
-_WARM_UP = 20
-_SHARPNESS = 4.0
-_MIN_SCALE = 1e-3
+_TARGET = 0.75  # acceptance
+_LONGEST = 1.3
+_GAIN = 0.6
+_WARM_UP, _PILOT_MOVES = 12, 4
+_KEPT = 0.8  # effective share of the pilot's chains after a step
+_MAX_STEPS = 500
+_MIN_WIDTH = 1e-8
 _DIVERGENCE = 1e3  # a fall of the log density that no step from a typical point makes
-
-
-def schedule(num: int) -> list[float]:
-    """Return inverse temperatures from 0 to 1, densest at both ends.
-
-    A start that is much wider than the target changes most at the beginning, one that is much
-    narrower at the end.
-
-    Args:
-        num: Number of steps between them.
-    """
-    raw = torch.sigmoid(torch.linspace(-_SHARPNESS, _SHARPNESS, num + 1, dtype=torch.float64))
-    return ((raw - raw[0]) / (raw[-1] - raw[0])).tolist()
 
 
 @dataclass(frozen=True)
@@ -49,31 +38,91 @@ class Moves:
     steps: list[Tensor]
     scales: list[Point]
 
+    def __len__(self) -> int:
+        """Number of steps from 0 to 1."""
+        return len(self.betas) - 1
 
-def tune(density: Density, betas: Sequence[float], num_leapfrog: int, num_chains: int) -> Moves:
-    """Find step sizes and widths in a pilot run, to be fixed after it: a bound stays a bound.
+    def refined(self, num: int) -> "Moves":
+        """Return the same path in another number of steps, which take equal shares of the old.
+
+        Args:
+            num: Number of steps.
+        """
+        betas, steps, scales = [], [], []
+        for number in range(num + 1):
+            place = number * len(self) / num
+            low = min(int(place), len(self) - 1)
+            share = place - low
+            betas.append(self.betas[low] + share * (self.betas[low + 1] - self.betas[low]))
+            steps.append(self.steps[low] ** (1 - share) * self.steps[low + 1] ** share)
+            left, right = self.scales[low], self.scales[low + 1]
+            scales.append({n: left[n] ** (1 - share) * right[n] ** share for n in left})
+        return Moves([0.0, *betas[1:-1], 1.0], self.num_leapfrog, steps, scales)
+
+
+def tune(density: Density, num_leapfrog: int, num_chains: int) -> Moves:
+    """Find temperatures, step sizes and widths in a pilot run, to be fixed after it.
+
+    What is fixed does not depend on the chains that come later, so a bound stays a bound. The
+    pilot's chains are resampled at each temperature, the next of which is as far as leaves 80 % of
+    them effective: chains that are stuck die out, and tell nothing about widths.
 
     Args:
         density: The path.
-        betas: Inverse temperatures.
         num_leapfrog: Leapfrog steps of a move.
         num_chains: Chains of the pilot run.
+
+    References:
+        Toward Automatic Model Comparison: An Adaptive Sequential Monte Carlo Approach (Zhou,
+        Johansen and Aston, 2016) | https://arxiv.org/abs/1303.3123
     """
     point, _ = density.draw(num_chains)
-    first = {name: _width(value) for name, value in point.items()}
-    log_step = torch.full_like(density(point)[1][0], -1.0)
-    steps, scales = [], []
-    for beta in betas:
-        widths = {
-            name: torch.maximum(_width(value), _MIN_SCALE * first[name])
-            for name, value in point.items()
-        }
-        for _ in range(_WARM_UP if beta in (0.0, 1.0) else 1):
+    log_w = density(point)[1]
+    log_step = torch.zeros_like(log_w[0])
+    betas, steps, scales = [0.0], [], []
+    while True:
+        beta = betas[-1]
+        widths = {name: _width(value) for name, value in point.items()}
+        for _ in range(_PILOT_MOVES if 0 < beta < 1 else _WARM_UP):
             point, accepted = _move(density, point, beta, log_step.exp(), widths, num_leapfrog)
             log_step = log_step + _GAIN * (accepted.mean(0) - _TARGET)
         steps.append(log_step.exp())
         scales.append(widths)
-    return Moves(betas, num_leapfrog, steps, scales)
+        if beta == 1:
+            return Moves(betas, num_leapfrog, steps, scales)
+        log_w = density(point)[1]
+        betas.append(_next(log_w, beta) if len(betas) < _MAX_STEPS else 1.0)
+        point = _resampled(density, point, (betas[-1] - beta) * log_w)
+
+
+def _next(log_w: Tensor, beta: float) -> float:
+    """Return the inverse temperature that leaves the given share of chains effective."""
+    if _effective_share(log_w, 1 - beta) >= _KEPT:
+        return 1.0
+    low, high = -60.0, math.log(1 - beta)  # of the step
+    for _ in range(40):
+        middle = (low + high) / 2
+        enough = _effective_share(log_w, math.exp(middle)) >= _KEPT
+        low, high = (middle, high) if enough else (low, middle)
+    return beta + math.exp(low)
+
+
+def _effective_share(log_w: Tensor, step: float) -> float:
+    weights = (step * log_w).softmax(0)
+    return (1 / weights.square().sum(0)).mean().item() / len(log_w)
+
+
+def _resampled(density: Density, point: Point, log_w: Tensor) -> Point:
+    """Return a point whose chains were drawn by their weights, systematically, in each element."""
+    num = len(log_w)
+    edges = log_w.softmax(0).cumsum(0).movedim(0, -1).contiguous()
+    places = torch.arange(num).to(edges) + torch.rand_like(edges[..., :1])
+    chosen = torch.searchsorted(edges / edges[..., -1:], places / num).clamp(max=num - 1)
+    index = chosen.movedim(-1, 0)
+    return {
+        name: value.gather(0, density.spread(index, density.event_dim(value)).expand_as(value))
+        for name, value in point.items()
+    }
 
 
 def forward(density: Density, moves: Moves, num_chains: int) -> tuple[Tensor, Tensor]:
@@ -149,9 +198,10 @@ def _move(
 ) -> tuple[Point, Tensor]:
     """Make one Hamiltonian move; return the new point and the acceptance probabilities."""
     num = len(next(iter(point.values())))
-    start, gradient = _value_and_gradient(density, point, beta)
-    # A random length keeps a normal target's orbits from closing on themselves.
-    jitter = 0.8 + 0.4 * torch.rand_like(start)
+    start, gradient = _value_and_gradient(density, point, beta, step.shape)
+    # Over a decade: where a target is a funnel, no one step size moves all chains, and a random
+    # length keeps a normal target's orbits from closing on themselves.
+    jitter = _LONGEST * 10 ** -torch.rand_like(start)
     sizes = {
         name: density.spread(step * jitter, density.event_dim(value)) * scales[name]
         for name, value in point.items()
@@ -163,7 +213,7 @@ def _move(
     for _ in range(num_leapfrog):
         moving = {n: p + 0.5 * sizes[n] * gradient[n] for n, p in moving.items()}
         moved = {n: u + sizes[n] * moving[n] for n, u in proposal.items()}
-        end, gradient = _value_and_gradient(density, moved, beta)
+        end, gradient = _value_and_gradient(density, moved, beta, step.shape)
         sound &= end > start - _DIVERGENCE
         # A trajectory that diverges stops where it was, and is rejected.
         proposal = _where(density, sound, moved, proposal)
@@ -185,14 +235,38 @@ def _where(density: Density, condition: Tensor, left: Point, right: Point) -> Po
     }
 
 
-def _value_and_gradient(density: Density, point: Point, beta: float) -> tuple[Tensor, Point]:
+def _value_and_gradient(
+    density: Density, point: Point, beta: float, batch: torch.Size
+) -> tuple[Tensor, Point]:
+    """Return log f and its gradient; -inf and zeros for chains whose covariances have no root."""
+    try:
+        return _evaluated(density, point, beta)
+    except torch.linalg.LinAlgError:
+        num = len(next(iter(point.values())))
+        if num == 1:
+            still = {name: torch.zeros_like(value) for name, value in point.items()}
+            return next(iter(still.values())).new_full((1, *batch), -math.inf), still
+        parts = [
+            _value_and_gradient(density, {n: v[part] for n, v in point.items()}, beta, batch)
+            for part in (slice(num // 2), slice(num // 2, num))
+        ]
+        values, gradients = zip(*parts, strict=True)
+        return torch.cat(values), {n: torch.cat([g[n] for g in gradients]) for n in point}
+
+
+def _evaluated(density: Density, point: Point, beta: float) -> tuple[Tensor, Point]:
+    num = len(next(iter(point.values())))
     with torch.enable_grad():
-        leaves = {name: value.detach().requires_grad_() for name, value in point.items()}
+        # The density takes two chains at least.
+        leaves = {
+            name: value.detach().repeat_interleave(2 if num == 1 else 1, 0).requires_grad_()
+            for name, value in point.items()
+        }
         log_q, log_w = density(leaves)
         log_f = log_q + beta * log_w if beta > 0 else log_q
         gradients = torch.autograd.grad(log_f.sum(), list(leaves.values()))
-    found = {n: g.nan_to_num(0.0, 0.0, 0.0) for n, g in zip(leaves, gradients, strict=True)}
-    return log_f.detach().nan_to_num(-math.inf, math.inf, -math.inf), found
+    found = {n: g[:num].nan_to_num(0.0, 0.0, 0.0) for n, g in zip(leaves, gradients, strict=True)}
+    return log_f[:num].detach().nan_to_num(-math.inf, math.inf, -math.inf), found
 
 
 def _kinetic(density: Density, momentum: Point, num: int) -> Tensor:
@@ -204,6 +278,4 @@ def _kinetic(density: Density, momentum: Point, num: int) -> Tensor:
 
 
 def _width(value: Tensor) -> Tensor:
-    """Return the sd of each coordinate from its quartiles: chains that are stuck count little."""
-    low, high = value.flatten(1).quantile(value.new_tensor([0.25, 0.75]), dim=0)
-    return ((high - low) / 1.349).clamp(min=1e-8).reshape(1, *value.shape[1:])
+    return value.std(0, keepdim=True).clamp(min=_MIN_WIDTH)

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 
 from pyro_ext.diagnostics._types import Array
+from pyro_ext.ratio.critics import QuadraticCritic
+from pyro_ext.ratio.divergences import jsd
+from pyro_ext.ratio.report import report
 
 __all__ = [
     "TwoSample",
@@ -102,10 +105,10 @@ def mmd_test(
 
 
 def classifier_test(left: Tensor, right: Tensor, generator: torch.Generator) -> TwoSample:
-    """Return how well a classifier tells the samples apart on draws it has not seen.
+    """Return how well a critic tells the samples apart on draws it has not seen.
 
-    It is a logistic regression on the coordinates, their squares and products, which sees wrong
-    means, scales and correlations. Its accuracy is 0.5 where there is nothing to see.
+    It is a quadratic critic, which sees wrong means, scales and correlations. Its accuracy is 0.5
+    where there is nothing to see.
 
     Args:
         left: Draws, shape ``(draws, dim)``.
@@ -113,20 +116,19 @@ def classifier_test(left: Tensor, right: Tensor, generator: torch.Generator) -> 
         generator: Splits the draws.
 
     Returns:
-        Held-out accuracy, and its p-value by the binomial distribution.
+        Held-out accuracy, and its p-value.
     """
-    from scipy.stats import binom
-
     count = min(len(left), len(right))
-    both = torch.cat([_shuffled(left, generator)[:count], _shuffled(right, generator)[:count]])
-    labels = torch.cat([torch.ones(count), torch.zeros(count)]).to(both)
-    order = torch.randperm(len(both), generator=generator)
-    train, test = order.tensor_split(2)
-    features = _features(both, both[train].mean(0), both[train].std(0).clamp(min=1e-300))
-    weights = _logistic(features[train], labels[train])
-    right_ones = ((features[test] @ weights > 0) == (labels[test] > 0.5)).sum().item()
-    p_value = float(binom.sf(right_ones - 1, len(test), 0.5))
-    return TwoSample(right_ones / len(test), p_value)
+    sides = [_shuffled(draws, generator)[:count] for draws in (left, right)]
+    train = [side[: count // 2] for side in sides]
+    both = torch.cat(train)
+    centre, scale = both.mean(0), both.std(0).clamp(min=1e-300)
+    train = [_standard(side, centre, scale) for side in train]
+    test = [_standard(side[count // 2 :], centre, scale) for side in sides]
+    critic = _fitted_critic(*train)
+    with torch.no_grad():
+        found = report(*(critic(side) for side in test))
+    return TwoSample(found.accuracy, found.p_value)
 
 
 def ecdf_difference(left: Tensor, right: Tensor) -> Array:
@@ -160,23 +162,23 @@ def _shuffled(draws: Tensor, generator: torch.Generator) -> Tensor:
     return draws[torch.randperm(len(draws), generator=generator)]
 
 
-def _features(draws: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
-    z = ((draws - centre) / scale).clamp(-6, 6)
-    rows, columns = torch.triu_indices(z.shape[1], z.shape[1])
-    products = z[:, rows] * z[:, columns] - (rows == columns).to(z)
-    if products.shape[1] > len(z) // 20:
-        products = z.square() - 1
-    return torch.cat([torch.ones(len(z), 1).to(z), z, products], 1)
+def _standard(draws: Tensor, centre: Tensor, scale: Tensor) -> Tensor:
+    return ((draws - centre) / scale).clamp(-6, 6)
 
 
-def _logistic(features: Tensor, labels: Tensor) -> Tensor:
-    """Return the weights of a ridge logistic regression, by Newton's method."""
-    weights = torch.zeros(features.shape[1]).to(features)
-    ridge = torch.eye(features.shape[1]).to(features)
-    for _ in range(15):
-        prob = torch.sigmoid(features @ weights)
-        gradient = features.T @ (labels - prob) - weights
-        hessian = (features.T * (prob * (1 - prob))) @ features + ridge
-        step = torch.linalg.solve(hessian, gradient)
-        weights = weights + step / max(1.0, step.norm().item() / 5)
-    return weights
+def _fitted_critic(left: Tensor, right: Tensor) -> QuadraticCritic:
+    """Return a critic at the top of its bound, which is concave in its weights, less a ridge."""
+    critic = QuadraticCritic(left.shape[1]).to(left)
+    params = list(critic.parameters())
+    optim = torch.optim.LBFGS(params, max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optim.zero_grad()
+        ridge = torch.stack([param.square().sum() for param in params]).sum() / 2
+        value = ridge * left.shape[1] - 2 * len(left) * jsd(critic(left), critic(right))
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optim.step(loss)
+    return critic

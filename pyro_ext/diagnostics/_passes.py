@@ -56,6 +56,11 @@ class Layout:
     has_globals: bool
     has_locals: bool = True
 
+    @property
+    def each_alone(self) -> bool:
+        """Whether all latents lie in one set of plates: a datum's are independent of the rest."""
+        return self.has_locals and not self.has_globals and "+" not in self.names[0]
+
 
 def inspect(target: Target, plates: WholePlates) -> Layout:
     """Run the target once, on all its data, and return its layout.

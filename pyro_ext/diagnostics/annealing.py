@@ -1,5 +1,6 @@
 """Annealed importance sampling: the evidence where no guide is good enough to weight its draws."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,8 +20,10 @@ from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 __all__ = ["Annealing", "ais", "bdmc"]
 
 _DECORRELATE = 30
-_PILOT_CHAINS = 32
+_PILOT_CHAINS = 64
+_MIN_PILOT_CHAINS = 16
 _MIN_CHAINS = 2
+_MIN_EFFECTIVE = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,9 @@ class Annealing:
         upper: Mean log weight of the backward chains: an upper bound; on simulated data only.
         per_datum: The same per datapoint, if there are local latents only; else None.
         acceptance: Share of moves that were accepted.
+        effective: Number of chains that the weights are worth, shape ``batch``. Where it is small
+            the best chain is one that few others have followed; ``log_evidence`` is then too low,
+            by more than its standard error, which those few chains cannot know.
         log_weights: Log weights of the forward chains, shape ``(num_chains, *batch)``.
         simulated: The data and latents that were simulated, if they were.
     """
@@ -43,16 +49,37 @@ class Annealing:
     upper: Estimate | None
     per_datum: dict[str, Elements] | None
     acceptance: float
+    effective: Float[Tensor, " *batch"]
     log_weights: Float[Tensor, " chains *batch"] = field(repr=False)
     simulated: Simulated | None = field(repr=False, default=None)
 
+    @property
+    def reliable(self) -> bool:
+        """Whether enough chains carry the weights, everywhere, for ``log_evidence`` and its SE."""
+        return self.effective.min().item() >= min(_MIN_EFFECTIVE, len(self.log_weights) / 4)
+
+    @property
+    def verdict(self) -> str:
+        """What the weights allow, in plain words."""
+        num = len(self.log_weights)
+        if self.reliable:
+            return (
+                f"the weights are worth at least {self.effective.min().item():.0f} of {num} chains"
+            )
+        where = "" if self.effective.numel() == 1 else " at the worst datapoint"
+        return (
+            f"not to be trusted: the weights are worth {self.effective.min().item():.1f} of {num} "
+            f"chains{where}. The bounds hold, but the log evidence is likely to be higher than its "
+            "estimate"
+        )
+
     def __str__(self) -> str:
-        """One line a bound."""
+        """One line a bound, and whether to believe the estimate."""
         rows = {"lower bound": self.lower, "log evidence": self.log_evidence}
         if self.upper is not None:
             rows["upper bound"] = self.upper
         lines = [f"{name:<12}  {estimate}" for name, estimate in rows.items()]
-        return "\n".join([*lines, f"acceptance    {self.acceptance:.2f}"])
+        return "\n".join([*lines, f"acceptance    {self.acceptance:.2f}", self.verdict])
 
 
 def ais(
@@ -74,9 +101,12 @@ def ais(
         \mathrm{E} \log w \le \log p(x)
 
     The chains start at draws of the guide, or of the prior, and need no guide that covers the
-    posterior. They move in unconstrained coordinates, with step sizes tuned in a pilot run and
-    fixed after it, so that the bound holds exactly. With one latent per datapoint and no global
-    ones, every datapoint has chains of its own, all at once.
+    posterior. They move in unconstrained coordinates; temperatures and step sizes are tuned in a
+    pilot run and fixed after it, so that the bound holds exactly. With one latent per datapoint
+    and no global ones, every datapoint has chains of its own, all at once.
+
+    A warning says where so few chains carry the weights that the estimate is too low. From a wide
+    prior to a narrow posterior that is the rule: start from a fitted guide.
 
     Args:
         model: A model, or what ``px.fit`` returned.
@@ -109,7 +139,8 @@ def ais(
     target = _with_start(resolve("ais", model, guide, args, kwargs), start)
     settings = (num_chains, num_temperatures, num_leapfrog, chunk_size)
     with undisturbed(target, seed) as plates:
-        return _run("AIS", target, inspect(target, plates), settings, None)
+        found = _run("AIS", target, inspect(target, plates), settings, None)
+    return _warned("ais", found, num_temperatures, start)
 
 
 def bdmc(
@@ -164,7 +195,19 @@ def bdmc(
     with undisturbed(real, seed) as plates:
         drawn = simulate("bdmc", real)
         target = _with_start(Target(real.model, real.guide, drawn.args, drawn.kwargs), start)
-        return _run("BDMC", target, inspect(target, plates), settings, drawn)
+        found = _run("BDMC", target, inspect(target, plates), settings, drawn)
+    return _warned("bdmc", found, num_temperatures, start)
+
+
+def _warned(owner: str, found: Annealing, num_temperatures: int, start: str) -> Annealing:
+    if not found.reliable:
+        fitted = " or start='guide' with a fitted guide," if start == "prior" else ""
+        warnings.warn(
+            f"{owner}: {found.verdict}. Write: num_temperatures={4 * num_temperatures},{fitted} "
+            "or num_leapfrog=20.",
+            stacklevel=3,
+        )
+    return found
 
 
 def _run(
@@ -175,16 +218,18 @@ def _run(
     drawn: Simulated | None,
 ) -> Annealing:
     num_chains, num_temperatures, num_leapfrog, chunk_size = settings
-    local = layout.has_locals and not layout.has_globals and "+" not in layout.names[0]
+    local = layout.each_alone
     axis = layout.axis if local else 0
     rows, chains = layout.size, num_chains
     if local and layout.rows is not None:
-        rows = min(rows, max(1, pairs_per_pass(layout, chunk_size) // num_chains))
-    chains = min(num_chains, max(_MIN_CHAINS, pairs_per_pass(layout, chunk_size) // rows))
+        most = max(num_chains, _MIN_PILOT_CHAINS)
+        rows = min(rows, max(1, pairs_per_pass(layout, chunk_size) // most))
+    at_once = pairs_per_pass(layout, chunk_size) // rows
+    chains = min(num_chains, max(_MIN_CHAINS, at_once))
+    pilot = min(_PILOT_CHAINS, max(_MIN_PILOT_CHAINS, at_once))
     counts = [len(part) for part in torch.arange(num_chains).split(chains)]
     if counts[-1] < _MIN_CHAINS:
         counts[-2:] = [counts[-2] + counts[-1]]
-    betas = _annealing.schedule(num_temperatures)
     exact = None
     if drawn is not None:
         whole = Density(target.model, target.guide, target.args, target.kwargs, joint=not local)
@@ -195,8 +240,7 @@ def _run(
         for chunk in chunks:
             with only_rows(target, layout, chunk) as (args, kwargs):
                 density = Density(target.model, target.guide, args, kwargs, joint=not local)
-                pilot = min(_PILOT_CHAINS, max(_MIN_CHAINS, num_chains))
-                moves = _annealing.tune(density, betas, num_leapfrog, pilot)
+                moves = _annealing.tune(density, num_leapfrog, pilot).refined(num_temperatures)
                 ahead, back = [], []
                 for count in counts:
                     log_w, rate = _annealing.forward(density, moves, count)
@@ -222,6 +266,7 @@ def _run(
         totals.get("upper"),
         found if local else None,
         sum(rates) / len(rates),
+        1 / log_w.softmax(0).square().sum(0),
         log_w,
         drawn,
     )

@@ -123,7 +123,7 @@ def rates(
     target = resolve("rates", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
-        if not layout.has_locals or layout.has_globals or "+" in layout.names[0]:
+        if not layout.each_alone:
             raise ValueError(
                 "rates: expected latents in one data plate and no others, so that each datapoint "
                 "has a rate of its own. For other models write: px.evidence(model, guide, *args)."

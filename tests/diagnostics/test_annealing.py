@@ -8,15 +8,20 @@ import pytest
 import torch
 from diagnostics.models import MODELS, Z_LIMIT, divergence, off, with_data
 from pyro import poutine
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import pyro_ext as px
 from helpers import assert_at_most, assert_mean
-from pyro_ext.diagnostics._annealing import schedule
-from pyro_ext.testing import NormalLocal
+from pyro_ext.diagnostics._annealing import tune
+from pyro_ext.diagnostics._density import Density
+from pyro_ext.testing import NormalGlobal, NormalLocal
 
 EVERY_MODEL = pytest.mark.parametrize("exact", MODELS.values(), ids=MODELS)
 LOCAL = MODELS["local"]
+
+
+def prior(exact):
+    return poutine.block(exact.model, hide_fn=lambda site: bool(site.get("is_observed")))
 
 
 def total(log_weights):
@@ -57,14 +62,13 @@ def test_both_directions_enclose_the_evidence_of_simulated_data(exact):
     log_p = with_data(exact, found.simulated.args).log_evidence().item()
     assert_at_most(total(found.log_weights), log_p)
     assert found.upper.value > log_p - Z_LIMIT * found.upper.se
-    assert 0 < found.upper.value - found.lower.value < 10
+    assert 0 < found.upper.value - found.lower.value < 5
 
 
 @EVERY_MODEL
 def test_every_bound_is_on_its_side_of_the_evidence(exact):
-    prior = poutine.block(exact.model, hide_fn=lambda site: bool(site.get("is_observed")))
     found = px.evidence(
-        exact.model, prior, *exact.args, num_particles=1000, num_repeats=20, seed=0
+        exact.model, prior(exact), *exact.args, num_particles=1000, num_repeats=20, seed=0
     )
     log_p = exact.log_evidence().item()
     for bound in (*found.ladder.values(), found.elbo, found.iwae):
@@ -156,27 +160,28 @@ class Halve(torch.nn.Module):
         return x.unsqueeze(-1) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("exact", "guide"),
     [
         (MODELS["regression"], partial(px.AutoJoint, family=px.FullCovariance())),
+        (MODELS["counts, global"], px.AutoJoint),
         (MODELS["counts, local"], px.AutoPerDatapoint),
         (MODELS["hierarchy"], px.AutoPerDatapoint),
         (MODELS["local"], partial(px.AutoAmortized, encoder=Halve())),
     ],
 )
 def test_automatic_guides_as_a_start(exact, guide):
-    guide = guide(exact.model, init_scale=0.7)
+    guide = guide(exact.model)
     found = px.bdmc(
         exact.model,
         guide,
         *exact.args,
         start="guide",
-        num_chains=40,
-        num_temperatures=15,
-        num_leapfrog=3,
+        num_temperatures=200,
         seed=0,
     )
+    assert found.reliable
     log_p = with_data(exact, found.simulated.args).log_evidence().item()
     assert_at_most(total(found.log_weights), log_p)
     assert abs(found.log_evidence.value - log_p) < Z_LIMIT * found.log_evidence.se
@@ -209,16 +214,60 @@ def test_trajectories_that_leave_the_support_are_rejected():
             pyro.sample("x", dist.Normal(mu, scale), obs=x)
 
     # Far from the data at a small scale the gradient is huge: a step of it overflows.
-    found = px.ais(model, model, x, start="prior", num_chains=20, seed=0)
-    assert found.log_weights.isfinite().all()
+    found = px.ais(model, model, x, start="prior", num_temperatures=400, seed=0)
+    log_scale = torch.linspace(-3.0, 2.0, 2001)
+    covariance = log_scale.exp().square()[:, None, None] * torch.eye(30) + 100.0
+    likelihood = MultivariateNormal(torch.zeros(30), covariance).log_prob(x)
+    prior = dist.HalfNormal(10.0).log_prob(log_scale.exp()) + log_scale
+    exact = torch.logsumexp(likelihood + prior, 0) + math.log(log_scale[1] - log_scale[0])
+    assert found.reliable
+    assert abs(found.log_evidence.value - exact) < Z_LIMIT * found.log_evidence.se
+    assert found.lower.value < exact
     assert 0.5 < found.acceptance < 0.9
 
 
-def test_schedule_rises_from_zero_to_one():
-    betas = schedule(10)
-    assert betas[0] == 0
-    assert betas[-1] == 1
-    assert all(low < high for low, high in pairwise(betas))
+def test_chains_whose_covariance_has_no_root_are_rejected():
+    def model(x):
+        scale = pyro.sample("scale", dist.Exponential(1.0))
+        if scale.max() > 8:
+            raise torch.linalg.LinAlgError("not positive-definite")
+        pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    guide = px.AutoJoint(model, init_scale=0.7)
+    x = torch.tensor(3.0)
+    guide.setup(x)
+    found = px.ais(model, guide, x, num_chains=20, num_temperatures=20, num_leapfrog=2, seed=0)
+    grid = torch.linspace(0.0, 8.0, 8001)[1:]
+    value = dist.Exponential(1.0).log_prob(grid) + dist.Normal(0.0, grid).log_prob(x)
+    exact = value.logsumexp(0) + math.log(1e-3)
+    assert abs(found.log_evidence.value - exact) < Z_LIMIT * found.log_evidence.se
+
+
+@pytest.mark.parametrize("num", [1, 7, 100])
+def test_a_path_has_the_steps_that_are_asked_for(num):
+    exact = MODELS["global"]
+    with torch.no_grad():
+        pilot = tune(Density(exact.model, prior(exact), exact.args, {}, joint=True), 3, 64)
+    moves = pilot.refined(num)
+    assert len(moves) == num
+    assert moves.betas[0] == 0
+    assert moves.betas[-1] == 1
+    assert all(low < high for low, high in pairwise(moves.betas))
+    assert len(moves.steps) == len(moves.scales) == num + 1
+    torch.testing.assert_close(moves.scales[-1], pilot.scales[-1])
+
+
+def test_temperatures_are_where_the_weights_change():
+    """Narrower data take more steps, and their first one is as small as they are precise."""
+    pilots = []
+    for scale in (1.0, 0.01):
+        exact = NormalGlobal(torch.zeros(1), scale)
+        with torch.no_grad():
+            density = Density(exact.model, prior(exact), exact.args, {}, joint=True)
+            pilots.append(tune(density, 3, 256))
+    assert len(pilots[1]) > 3 * len(pilots[0])
+    # With w = exp(-s x² / 2), x normal, the effective share is √(1 + 2 s) / (1 + s): 0.8 at s = 1.5.
+    assert pilots[1].betas[1] == pytest.approx(1.5e-4, rel=0.5)
 
 
 def test_text_names_the_bounds():

@@ -5,6 +5,7 @@ from diagnostics.models import MODELS, Z_LIMIT
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import pyro_ext as px
+from helpers import assert_mean
 from models.linear_gaussian import LinearGaussian, data
 from pyro_ext.diagnostics import gaps, rates
 
@@ -73,13 +74,31 @@ def test_a_known_evidence_is_used(guide):
     assert found.k_hat is None
 
 
-def test_paired_errors_are_smaller_than_those_of_separate_draws():
+def weight_curve(q):
+    """b and A of log w = b ε + ε A ε / 2 + const, where z = m + s ε is drawn from a diagonal q."""
+    mean, covariance = MODEL.posterior(X)
+    precision = torch.linalg.inv(covariance).detach()
+    slope = -q.stddev * ((q.mean - mean.detach()) @ precision)
+    scale = q.stddev.diag_embed()
+    return slope, torch.eye(2) - scale @ precision @ scale
+
+
+def variance(slope, curve):
+    return slope.square().sum(-1) + curve.square().sum((-1, -2)) / 2
+
+
+def test_paired_errors_are_those_of_the_same_noise():
     guide = px.AutoAmortized(MODEL, lambda x: x, plate="data")
     run = px.fit(MODEL, guide, data=X, num_steps=300, train="guide", seed=0)
     found = gaps(run, num_samples=500, seed=0)
-    separate = (found.elbo.se.square() + found.best_elbo.se.square()).sqrt()
-    assert (found.amortization.se < separate).all()
-    assert (found.amortization.se < 0.7 * separate).double().mean() > 0.2
+    mean, covariance = (part.detach() for part in MODEL.posterior(X))
+    narrow = torch.linalg.inv(covariance).diagonal().rsqrt().expand(len(X), 2)
+    own, best = weight_curve(encoded(guide)), weight_curve(Normal(mean, narrow))
+    paired = variance(best[0] - own[0], best[1] - own[1])
+    assert_mean(500 * found.amortization.se.square() / paired, 1.0)
+    separate = variance(*own) + variance(*best)
+    assert_mean(500 * (found.elbo.se.square() + found.best_elbo.se.square()) / separate, 1.0)
+    assert (paired < separate).all()
 
 
 def test_a_guide_of_global_latents_has_one_gap():

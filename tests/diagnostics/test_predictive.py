@@ -4,6 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from diagnostics.models import MODELS
+from scipy.stats import ttest_ind
 from torch.distributions import Normal
 
 import pyro_ext as px
@@ -65,6 +66,32 @@ def test_loo_without_the_correction_is_off():
     assert plain.mean() - expected > 10 * error
     exact = repeated(lambda seed: naive(REGRESSION.guide, seed)).sum(1)
     assert_mean(exact, expected)
+
+
+@pytest.fixture(scope="module")
+def loo_of_nuts():
+    """Importance-corrected LOO of four chains, each by itself."""
+    from arviz_base import from_dict
+    from arviz_stats import loo as arviz_loo
+
+    draws = px.nuts(
+        REGRESSION.model, *REGRESSION.args, num_samples=1000, warmup_steps=200, num_chains=4
+    )
+    w = torch.as_tensor(draws["posterior"]["w"].values)
+    log_p = Normal(w @ REGRESSION.inputs.T, 1.0).log_prob(REGRESSION.y).unsqueeze(1).numpy()
+    trees = [
+        from_dict({"posterior": {"w": chain[None]}, "log_likelihood": {"y": log_p_of_chain}})
+        for chain, log_p_of_chain in zip(w.numpy(), log_p, strict=True)
+    ]
+    return torch.tensor([float(arviz_loo(tree).elpd) for tree in trees])
+
+
+@pytest.mark.slow
+def test_loo_agrees_with_that_of_nuts_and_the_naive_one_does_not(loo_of_nuts):
+    ours = repeated(lambda seed: corrected(mean_field, seed)).sum(1)
+    plain = repeated(lambda seed: naive(mean_field, seed)).sum(1)
+    assert ttest_ind(ours, loo_of_nuts, equal_var=False).pvalue > 1e-3
+    assert ttest_ind(plain, loo_of_nuts, equal_var=False).pvalue < 1e-3
 
 
 def test_latents_of_datapoints_are_integrated_out():

@@ -22,8 +22,9 @@ th, td { padding: .35rem .7rem; border-bottom: 1px solid #ddd; text-align: right
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; font-weight: 600; }
 .notes { color: #555; font-size: .9rem; }
-.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
-figure { margin: 0; flex: 1 1 30rem; } img { width: 100%; height: auto; }
+.figures { display: grid; gap: 1.5rem; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(30rem, 100%), 1fr)); }
+figure { margin: 0; } img { width: 100%; height: auto; }
 figcaption { color: #555; font-size: .9rem; }
 """
 

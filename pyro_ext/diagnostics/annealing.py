@@ -61,16 +61,13 @@ class Annealing:
     @property
     def verdict(self) -> str:
         """What the weights allow, in plain words."""
-        num = len(self.log_weights)
-        if self.reliable:
-            return (
-                f"the weights are worth at least {self.effective.min().item():.0f} of {num} chains"
-            )
+        worst, num = self.effective.min().item(), len(self.log_weights)
         where = "" if self.effective.numel() == 1 else " at the worst datapoint"
+        if self.reliable:
+            return f"good: the weights are worth {worst:.0f} of {num} chains{where}"
         return (
-            f"not to be trusted: the weights are worth {self.effective.min().item():.1f} of {num} "
-            f"chains{where}. The bounds hold, but the log evidence is likely to be higher than its "
-            "estimate"
+            f"not to be trusted: the weights are worth {worst:.1f} of {num} chains{where}. The "
+            "bounds hold, but the log evidence is likely to be higher than its estimate"
         )
 
     def __str__(self) -> str:

@@ -266,8 +266,21 @@ def test_temperatures_are_where_the_weights_change():
             density = Density(exact.model, prior(exact), exact.args, {}, joint=True)
             pilots.append(tune(density, 3, 256))
     assert len(pilots[1]) > 3 * len(pilots[0])
-    # With w = exp(-s x² / 2), x normal, the effective share is √(1 + 2 s) / (1 + s): 0.8 at s = 1.5.
+    # For w = exp(-s x² / 2) and a normal x the effective share is √(1 + 2 s) / (1 + s).
     assert pilots[1].betas[1] == pytest.approx(1.5e-4, rel=0.5)
+
+
+def test_few_effective_chains_are_told():
+    """A narrow start in one step: its weights have no mean."""
+    with pytest.warns(UserWarning, match=r"ais: not to be trusted.*num_temperatures=4"):
+        found = px.ais(LOCAL.model, off(LOCAL, 0.1), LOCAL.x, num_temperatures=1, seed=0)
+    weights = found.log_weights.softmax(0)
+    torch.testing.assert_close(found.effective, 1 / weights.square().sum(0))
+    assert not found.reliable
+    assert "not to be trusted" in str(found)
+    right = px.ais(LOCAL.model, LOCAL.guide, LOCAL.x, num_chains=4, num_temperatures=1)
+    torch.testing.assert_close(right.effective, torch.full((12,), 4.0))
+    assert right.verdict == "good: the weights are worth 4 of 4 chains at the worst datapoint"
 
 
 def test_text_names_the_bounds():

@@ -241,7 +241,7 @@ def _value_and_gradient(
     """Return log f and its gradient; -inf and zeros for chains whose covariances have no root."""
     try:
         return _evaluated(density, point, beta)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         num = len(next(iter(point.values())))
         if num == 1:
             still = {name: torch.zeros_like(value) for name, value in point.items()}

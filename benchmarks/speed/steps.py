@@ -23,6 +23,7 @@ import pyro
 import torch
 from handwritten import HANDWRITTEN
 from pyro.infer import SVI
+from pyro_own import PYRO_OWN
 from workloads import WORKLOADS
 
 import pyro_ext as px
@@ -60,6 +61,7 @@ def variants(name: str, numpyro: Any) -> tuple[dict[str, Callable[[int], float]]
     made: dict[str, Callable[[int], float]] = {"hand-written": timed(times(HANDWRITTEN[name]()))}
     plain = WORKLOADS[name]()
     svi = SVI(plain.model, plain.guide, pyro.optim.Adam({"lr": 1e-3}), plain.loss)
+    made["Pyro's own"] = timed(times(PYRO_OWN[name]()))
     made["Pyro SVI"] = timed(times(lambda: svi.step(*plain.args)))
     other = WORKLOADS[name]()
     eager = px.CompiledSVI(other.model, other.guide, adam, other.loss, compile=False)

@@ -115,7 +115,7 @@ class StepGraph:
             return [self(tensors) for _ in range(count)]
         self.decay()
         call, inputs = self.call, [*tensors, *self.fixed]
-        return [call(inputs.copy())[0] for _ in range(count)]
+        return [call(inputs)[0] for _ in range(count)]
 
 
 def build_step(

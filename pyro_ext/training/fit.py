@@ -99,14 +99,11 @@ def fit(
         3.0
     """
     if optim == "auto" or family == "auto":
-        options = {
-            "guide": guide,
-            "loss": loss,
-            "optim": None if optim == "auto" else optim,
-            "schedule": schedule,
-            "batch_size": batch_size,
-        }
-        return fit_without_settings(model, data, family, options, seed=seed, progress=progress)
+        given = None if optim == "auto" else optim
+        options = {"loss": loss, "optim": given, "schedule": schedule}
+        rows: Any = {"batch_size": batch_size, "plate": plate}
+        rest: Any = {"seed": seed, "progress": progress}
+        return fit_without_settings(fit, model, guide, data, family, options, **rows, **rest)
     if guide is not None and family is not None:
         raise ValueError(
             "fit: expected a guide or a family; got both. Write: guide=px.AutoJoint(model, "

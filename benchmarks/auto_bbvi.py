@@ -179,7 +179,8 @@ def main() -> None:
     cases = json.loads((options.data / "cases.json").read_text())["cases"]
     published = {c["model_name"]: c["published_bound_mean_and_sd_over_seeds"] for c in cases}
     print(
-        "| model | D | bound | bound of 10 | published: stl, stl_is10, best | k-hat | family, verdict, cost |"
+        "| model | D | bound | bound of 10 | published: stl, stl_is10, best | k-hat | "
+        "family, verdict, cost |"
     )
     print("|---|---|---|---|---|---|---|", flush=True)
     for name, model in MODELS.items():
@@ -196,8 +197,8 @@ def main() -> None:
         print(
             f"| {name} | {run.density.dim} | {bound_of(run, 1):.2f} | {bound_of(run, 10):.2f} | "
             f"{published[name]['stl']}, {published[name]['stl_is10']}, {best:.2f} | "
-            f"{run.verdict.k_hat:.2f} | {family}, {run.verdict.grade}, {run.num_gradients:,} gradients, "
-            f"{spent:.0f} CPU s |",
+            f"{run.verdict.k_hat:.2f} | {family}, {run.verdict.grade}, "
+            f"{run.num_gradients:,} gradients, {spent:.0f} CPU s |",
             flush=True,
         )
 

@@ -68,7 +68,8 @@ def fit(
         optim: From a list of parameters to a torch optimizer; by default Adam, from 0.02 down to
             0 on a cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of
             the same options. With ``"auto"`` start, scale, step size and length of the fit are
-            found, the draws are importance-corrected, and the run has a verdict (``AutoRun``).
+            found, the draws are importance-corrected, and the run has a verdict (``AutoRun``;
+            with a guide or ``batch_size`` ``LocalRun``).
         family: Family of the default guide; with ``"auto"`` it is found too.
         schedule: From that optimizer to a torch learning-rate scheduler, stepped at every step.
         num_steps: Number of steps.

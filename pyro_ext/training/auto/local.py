@@ -22,7 +22,7 @@ from pyro_ext.training.run import Run
 __all__ = ["default_guide", "fit_local"]
 
 _RATES = (0.05, 0.01)
-_CHUNK, _MAX_CHUNKS, _LAST = 500, 12, 1500
+_CHUNK, _MAX_CHUNKS, _LAST = 500, 12, 4000
 _PARTICLES, _REPEATS = 8, 8
 _WORTH = 0.05  # nats for which another chunk is worth its cost
 _SIGMAS = 2.0

@@ -48,6 +48,7 @@ def quick(monkeypatch):
 def test_nested_weights_give_evidence_and_moments():
     """A guide that is off; x_i - mu are normal of variance 1.25 once z_i is integrated."""
     guide = default_guide(hierarchy, (X,), None)
+    guide.setup(X)
     with torch.no_grad():
         guide.global_params.copy_(torch.tensor([0.5, 1.0]))
         guide.local_params[:, 0] = X

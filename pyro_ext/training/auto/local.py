@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
@@ -14,6 +16,8 @@ from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.families import FullCovariance
 from pyro_ext.losses import ELBO
+from pyro_ext.structure import plate_frames, sample_sites
+from pyro_ext.training.auto.density import support_centre
 from pyro_ext.training.auto.nested import NestedPool, nested_pool
 from pyro_ext.training.auto.run import LocalRun
 from pyro_ext.training.auto.verdict import LIMIT, Attempt, Finding, Verdict
@@ -39,18 +43,19 @@ def default_guide(
         args: Its arguments.
         plate: Name of the data plate.
     """
-    joint = AutoPerDatapoint(
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        traced = poutine.trace(InitMessenger(support_centre)(model))
+        trace = poutine.block(traced.get_trace)(*args)
+    latents = [site for _, site in sample_sites(trace) if not site["is_observed"]]
+    named = [{frame.name for frame in plate_frames(site)} for site in latents]
+    inside = [plate in names if plate is not None else bool(names) for names in named]
+    if not any(inside):
+        return AutoJoint(model, family=FullCovariance())
+    if all(inside):
+        return AutoPerDatapoint(model, plate=plate)
+    return AutoPerDatapoint(
         model, plate=plate, global_family=FullCovariance(), condition_on_globals=True
     )
-    try:
-        joint.setup(*args)
-    except ValueError as error:
-        if "inside a data plate" in str(error) or "around a latent site" in str(error):
-            return AutoJoint(model, family=FullCovariance())
-        if "condition_on_globals" in str(error):
-            return AutoPerDatapoint(model, plate=plate)
-        raise
-    return joint
 
 
 def fit_local(

@@ -68,7 +68,8 @@ def fit(
         optim: From a list of parameters to a torch optimizer; by default Adam, from 0.02 down to
             0 on a cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of
             the same options. With ``"auto"`` start, scale, step size and length of the fit are
-            found, the draws are importance-corrected, and the run has a verdict (``AutoRun``).
+            found, the draws are importance-corrected, and the run has a verdict (``AutoRun``;
+            with a guide or ``batch_size`` ``LocalRun``).
         family: Family of the default guide; with ``"auto"`` it is found too.
         schedule: From that optimizer to a torch learning-rate scheduler, stepped at every step.
         num_steps: Number of steps.
@@ -99,14 +100,11 @@ def fit(
         3.0
     """
     if optim == "auto" or family == "auto":
-        options = {
-            "guide": guide,
-            "loss": loss,
-            "optim": None if optim == "auto" else optim,
-            "schedule": schedule,
-            "batch_size": batch_size,
-        }
-        return fit_without_settings(model, data, family, options, seed=seed, progress=progress)
+        given = None if optim == "auto" else optim
+        options = {"loss": loss, "optim": given, "schedule": schedule}
+        rows: Any = {"batch_size": batch_size, "plate": plate}
+        rest: Any = {"seed": seed, "progress": progress}
+        return fit_without_settings(fit, model, guide, data, family, options, **rows, **rest)
     if guide is not None and family is not None:
         raise ValueError(
             "fit: expected a guide or a family; got both. Write: guide=px.AutoJoint(model, "

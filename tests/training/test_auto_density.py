@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pyro_ext.training.auto.adapt import matched, split
-from pyro_ext.training.auto.affine import Affine, climb, elbo, fixed_draws
+from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws
+from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.correct import Part, Pool, defensive, draw_pool
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.drift import drift
@@ -109,10 +110,10 @@ def test_affine_maps_are_inverses():
         torch.testing.assert_close(q.pull(q.push(noise)), noise)
         full = q.full()
         normal = dist.MultivariateNormal(full.loc, scale_tril=full.factor)
-        torch.testing.assert_close(Part(q, math.inf).log_prob(noise), normal.log_prob(noise))
+        torch.testing.assert_close(Part(q, math.inf, 2).log_prob(noise), normal.log_prob(noise))
         torch.testing.assert_close(q.sd, normal.variance.sqrt())
         student = dist.MultivariateStudentT(torch.tensor(5.0), full.loc, full.factor)
-        torch.testing.assert_close(Part(q, 5.0).log_prob(noise), student.log_prob(noise))
+        torch.testing.assert_close(Part(q, 5.0, 2).log_prob(noise), student.log_prob(noise))
 
 
 def test_climbing_reaches_the_top_of_the_sample_average():
@@ -174,7 +175,7 @@ def test_weights_recover_moments_and_evidence():
     density = Density(model, ())
     q = Affine(torch.tensor([0.0]), torch.tensor([[2.5]]))
     pools = [
-        draw_pool(density, defensive(q), 4000, torch.Generator().manual_seed(seed))
+        draw_pool(density, defensive(q, 1), 4000, torch.Generator().manual_seed(seed))
         for seed in range(30)
     ]
     means, sds, by_mean, by_sd = (
@@ -218,7 +219,9 @@ def test_draws_that_are_off_leave_their_place(shift, stretch, found):
     density = Density(model, ())
     generator = torch.Generator().manual_seed(0)
     z = shift + stretch * torch.randn((1000, 4), generator=generator)
-    assert drift(density, Affine(torch.zeros(4), torch.eye(4)), z, generator).found == found
+    pool = Pool(z, torch.full((1000,), 1 / 1000), 0.0, 0.7, 0.0)
+    q = Affine(torch.zeros(4), torch.eye(4))
+    assert drift(density, q, pool, 1000, 0.05, generator).found == found
 
 
 def test_slices_follow_a_funnel():

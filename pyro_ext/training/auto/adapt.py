@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_ext.training.auto.affine import Affine
+from pyro_ext.training.auto.affine import Affine, Map
 from pyro_ext.training.auto.correct import Part, Pool, defensive, draw_pool, flat_latents
 from pyro_ext.training.auto.density import Density
 
@@ -20,7 +20,7 @@ _ROUNDS = 3
 
 def adapted_pool(
     density: Density,
-    q: Affine,
+    q: Map,
     num: int,
     max_num: int,
     limit: float,
@@ -28,11 +28,12 @@ def adapted_pool(
 ) -> Pool:
     """Draw from q and its Student-t, then from proposals that are fitted to the draws.
 
-    It ends where the answer's error is small enough or nothing helps.
+    It ends where the answer's error is small enough or nothing helps. The draws that it returns
+    are fresh: those by which a proposal was fitted and chosen flatter it.
 
     Args:
         density: The target.
-        q: The normal.
+        q: The guide.
         num: Number of draws of a round.
         max_num: Largest number of draws.
         limit: Error that is small enough, see ``Pool.worst_error``.
@@ -50,17 +51,21 @@ def adapted_pool(
         worst = pool.worst_error(flat_latents(density, pool.z))
         return worst if pool.usable else 1 + worst + pool.k_hat
 
-    best = draw(defensive(q), num)
+    own = defensive(q, density.dim)
+    best = draw(own, num)
     for _ in range(_ROUNDS):
         if error(best) <= limit:
-            return best[0]
+            break
         fitted = [parts for parts in (matched(best[0]), split(best[0])) if parts]
-        tried = [draw((*defensive(q), *parts), num) for parts in fitted]
+        tried = [draw((*own, *parts), num) for parts in fitted]
         best = min([best, *tried], key=error)
-    while error(best) > limit and best[0].usable and num < max_num:
-        num *= 2
+    if not best[0].usable:
+        return best[0]
+    while True:
         best = draw(best[1], num)
-    return best[0]
+        if error(best) <= limit or 2 * num > max_num:
+            return best[0]
+        num *= 2
 
 
 def matched(pool: Pool) -> tuple[Part, ...]:
@@ -75,7 +80,7 @@ def matched(pool: Pool) -> tuple[Part, ...]:
     factor, failed = torch.linalg.cholesky_ex(covariance * (_DEGREES - 2) / _DEGREES)
     if pool.effective < 4 * pool.z.shape[-1] or int(failed):
         return ()
-    return (Part(Affine(mean, factor), _DEGREES),)
+    return (Part(Affine(mean, factor), _DEGREES, pool.z.shape[-1]),)
 
 
 def split(pool: Pool) -> tuple[Part, ...]:
@@ -111,7 +116,8 @@ def split(pool: Pool) -> tuple[Part, ...]:
     if dim > _MAX_DIM_OF_STUDENT:
         return parts
     shrink = ((_DEGREES - 2) / _DEGREES) ** 0.5
-    return tuple(Part(Affine(p.q.loc, shrink * p.q.factor), _DEGREES) for p in parts)
+    normals = [part.q for part in parts if isinstance(part.q, Affine)]
+    return tuple(Part(Affine(q.loc, shrink * q.factor), _DEGREES, dim) for q in normals)
 
 
 def _normals(z: Tensor, w: Tensor, shares: Tensor) -> tuple[Part, ...]:
@@ -133,7 +139,7 @@ def _normals(z: Tensor, w: Tensor, shares: Tensor) -> tuple[Part, ...]:
         factor, failed = torch.linalg.cholesky_ex(shrunk)
         if int(failed):
             return ()
-        parts.append(Part(Affine(mean, factor), math.inf))
+        parts.append(Part(Affine(mean, factor), math.inf, dim))
     return tuple(parts)
 
 

@@ -1,7 +1,9 @@
-"""Gaussians z = μ + S ε: their ELBO on fixed draws, and its maximum."""
+"""Gaussians z = μ + S ε, and the ELBO on fixed draws."""
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -9,41 +11,48 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 
 from pyro_ext.training.auto.density import Density
-from pyro_ext.training.auto.lbfgs import maximize
 
-__all__ = ["Affine", "climb", "elbo", "fixed_draws"]
-
-_MAX_ROUNDS = 20
-_STEPS = 30
-_TOLERANCE = 1e-7
+__all__ = ["Affine", "Map", "elbo", "fixed_draws", "log_ratios"]
 
 
 @dataclass(frozen=True)
 class Affine:
-    """The normal of z = μ + S ε.
+    r"""The normal of z = μ + S ε.
+
+    With columns F its covariance is of low rank plus a diagonal, and S never formed:
+
+    .. math:: S = \mathrm{diag}(s)\,(I + F F^\top)^{1/2}
 
     Args:
         loc: μ, shape ``(dim,)``.
-        factor: S, shape ``(dim,)`` if diagonal, else a lower triangle, shape ``(dim, dim)``.
+        factor: s or S, shape ``(dim,)`` if diagonal, else a lower triangle, shape ``(dim, dim)``.
+        columns: F, shape ``(dim, rank)``, or None; only with a diagonal factor.
     """
 
     loc: Tensor
     factor: Tensor
+    columns: Tensor | None = None
 
     @property
     def diagonal(self) -> bool:
         """Whether S is diagonal."""
-        return self.factor.dim() == 1
+        return self.factor.dim() == 1 and self.columns is None
 
-    @property
-    def scale(self) -> Tensor:
-        """Diagonal of S, shape ``(dim,)``."""
-        return self.factor if self.diagonal else self.factor.diagonal()
-
-    @property
+    @cached_property
     def sd(self) -> Tensor:
         """Marginal standard deviations, shape ``(dim,)``."""
-        return self.factor.abs() if self.diagonal else self.factor.square().sum(-1).sqrt()
+        if self.factor.dim() == 2:
+            return self.factor.square().sum(-1).sqrt()
+        rest = 0.0 if self.columns is None else self.columns.square().sum(-1)
+        return self.factor.abs() * (1 + torch.as_tensor(rest)).sqrt()
+
+    @cached_property
+    def _turn(self) -> tuple[Tensor, Tensor] | None:
+        """U and c of (I + F Fᵀ)^½ = I + U diag(c) Uᵀ."""
+        if self.columns is None:
+            return None
+        left, size, _ = torch.linalg.svd(self.columns, full_matrices=False)
+        return left, (1 + size.square()).sqrt() - 1
 
     def push(self, noise: Float[Tensor, " points dim"]) -> Float[Tensor, " points dim"]:
         """Return μ + S ε.
@@ -51,7 +60,12 @@ class Affine:
         Args:
             noise: ε.
         """
-        return self.loc + (noise * self.factor if self.diagonal else noise @ self.factor.mT)
+        if self.factor.dim() == 2:
+            return self.loc + noise @ self.factor.mT
+        if self._turn is not None:
+            left, excess = self._turn
+            noise = noise + (noise @ left * excess) @ left.mT
+        return self.loc + noise * self.factor
 
     def pull(self, z: Float[Tensor, " points dim"]) -> Float[Tensor, " points dim"]:
         """Return ε.
@@ -60,17 +74,85 @@ class Affine:
             z: Points.
         """
         centred = z - self.loc
-        if self.diagonal:
-            return centred / self.factor
-        return torch.linalg.solve_triangular(self.factor, centred.mT, upper=False).mT
+        if self.factor.dim() == 2:
+            return torch.linalg.solve_triangular(self.factor, centred.mT, upper=False).mT
+        noise = centred / self.factor
+        if self._turn is not None:
+            left, excess = self._turn
+            noise = noise - (noise @ left * (excess / (1 + excess))) @ left.mT
+        return noise
 
+    def back(self, grad: Float[Tensor, " points dim"]) -> Float[Tensor, " points dim"]:
+        """Return Sᵀ g, the gradient in ε for a gradient in z.
+
+        Args:
+            grad: g.
+        """
+        if self.factor.dim() == 2:
+            return grad @ self.factor
+        grad = grad * self.factor
+        if self._turn is not None:
+            left, excess = self._turn
+            grad = grad + (grad @ left * excess) @ left.mT
+        return grad
+
+    @cached_property
     def log_det(self) -> Tensor:
-        """Return log |det S|."""
-        return self.scale.log().sum()
+        """Log |det S|."""
+        if self.factor.dim() == 2:
+            return self.factor.diagonal().log().sum()
+        rest = 0.0 if self._turn is None else self._turn[1].log1p().sum()
+        return self.factor.log().sum() + rest
+
+    def forward(self, noise: Float[Tensor, " points dim"]) -> tuple[Tensor, Tensor]:
+        """Return z and log |det S|.
+
+        Args:
+            noise: ε.
+        """
+        return self.push(noise), self.log_det
+
+    def inverse(self, z: Float[Tensor, " points dim"]) -> tuple[Tensor, Tensor]:
+        """Return ε and log |det S|.
+
+        Args:
+            z: Points.
+        """
+        return self.pull(z), self.log_det
+
+    def slope(
+        self, density: Density, noise: Float[Tensor, " points dim"]
+    ) -> tuple[Float[Tensor, " points"], Float[Tensor, " points dim"]]:
+        """Return value and gradient in ε of log p(z) + log |det S|, as Hamiltonian moves need it.
+
+        Args:
+            density: The target.
+            noise: ε.
+        """
+        value, grad = density.value_and_grad(self.push(noise))
+        return value + self.log_det, self.back(grad)
 
     def full(self) -> "Affine":
-        """Return the same normal with S as a matrix."""
-        return Affine(self.loc, torch.diag(self.factor)) if self.diagonal else self
+        """Return the same normal with S as a triangle."""
+        if self.factor.dim() == 2:
+            return self
+        if self.columns is None:
+            return Affine(self.loc, torch.diag(self.factor))
+        root = self.factor[:, None] * self.columns
+        covariance = torch.diag(self.factor.square()) + root @ root.mT
+        return Affine(self.loc, torch.linalg.cholesky(covariance))
+
+    def independent(self) -> "Affine":
+        """Return the diagonal normal nearest to this one, which has its conditional sds."""
+        if self.diagonal:
+            return self
+        if self._turn is not None:
+            left, excess = self._turn
+            explained = left.square() @ (1 - (1 + excess) ** -2)
+            return Affine(self.loc, self.factor * (1 - explained).rsqrt())
+        eye = torch.eye(len(self.loc), dtype=self.loc.dtype)
+        inverse = torch.linalg.solve_triangular(self.factor, eye, upper=False)
+        return Affine(self.loc, inverse.square().sum(0).rsqrt())
 
 
 def fixed_draws(num: int, dim: int, seed: int) -> Float[Tensor, " num dim"]:
@@ -96,74 +178,43 @@ def fixed_draws(num: int, dim: int, seed: int) -> Float[Tensor, " num dim"]:
     return noise / noise.square().mean(0).sqrt()
 
 
-def elbo(density: Density, q: Affine, noise: Float[Tensor, " draws dim"]) -> float:
+@runtime_checkable
+class Map(Protocol):
+    """A bijection from standard normal noise to z: a normal, or a bent one."""
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z and log |det ∂z/∂ε|."""
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ε and log |det ∂z/∂ε|."""
+
+    def slope(self, density: Density, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return value and gradient in ε of log p(z) + log |det ∂z/∂ε|."""
+
+
+def log_ratios(
+    density: Density, q: Map, noise: Float[Tensor, " draws dim"]
+) -> Float[Tensor, " draws"]:
+    """Return log p(x, z) - log q(z) of draws, with the entropy of the noise exact on average.
+
+    Args:
+        density: The target.
+        q: The approximation.
+        noise: Draws ε.
+    """
+    z, log_det = q.forward(noise)
+    return density.value(z) + log_det + _entropy(noise.shape[-1])
+
+
+def elbo(density: Density, q: Map, noise: Float[Tensor, " draws dim"]) -> float:
     """Return the ELBO of q on fixed draws.
 
     Args:
         density: The target.
-        q: The normal.
+        q: The approximation.
         noise: Draws ε.
     """
-    value = density.value(q.push(noise)).mean() + q.log_det()
-    return float(value) + _entropy(len(q.loc))
-
-
-def climb(density: Density, start: Affine, noise: Float[Tensor, " draws dim"]) -> Affine:
-    r"""Return the normal whose ELBO on fixed draws is highest.
-
-    .. math:: \frac1N \sum_i \log p(\mu + S \varepsilon_i) + \log\lvert\det S\rvert
-
-    A sample average is a deterministic function, so that L-BFGS can climb it to its top: no step
-    size is needed. Each round it is whitened by the S that the last one found, μ + S (m + T ε).
-
-    Args:
-        density: The target.
-        start: Where to start; its kind of S, diagonal or full, is kept.
-        noise: Draws ε.
-
-    References:
-        Black Box Variational Inference with a Deterministic Objective (Giordano et al., 2024) | https://arxiv.org/abs/2304.05527
-        Sample Average Approximation for Black-Box VI (Burroni et al., 2023) | https://arxiv.org/abs/2304.06803
-    """
-    q, dim = start, len(start.loc)
-    rows, cols = torch.tril_indices(dim, dim, -1)
-    for _ in range(_MAX_ROUNDS):
-        base = q
-
-        def turned(x: Tensor, base: Affine = base) -> tuple[Tensor, Tensor]:
-            """Return m + T ε's map for the flat (m, log diag T, rest of T)."""
-            m, log_scale = x[:dim], x[dim : 2 * dim]
-            if base.diagonal:
-                return m, log_scale.exp()
-            turn = torch.diag(log_scale.exp())
-            turn[rows, cols] = x[2 * dim :]
-            return m, turn
-
-        def objective(x: Tensor, base: Affine = base) -> tuple[Tensor, Tensor]:
-            m, turn = turned(x)
-            inner = Affine(m, turn).push(noise)
-            value, grad = density.value_and_grad(base.push(inner))
-            log_scale = x[dim : 2 * dim]
-            total = value.mean() + log_scale.sum()
-            if base.diagonal:
-                grad = grad * base.factor
-                by_scale = (grad * noise).mean(0) * turn + 1
-                return total, torch.cat([grad.mean(0), by_scale])
-            grad = grad @ base.factor
-            by_turn = grad.mT @ noise / len(noise)
-            by_scale = by_turn.diagonal() * turn.diagonal() + 1
-            return total, torch.cat([grad.mean(0), by_scale, by_turn[rows, cols]])
-
-        size = 2 * dim if base.diagonal else 2 * dim + len(rows)
-        x, _, steps = maximize(
-            objective, torch.zeros(size, dtype=base.loc.dtype), _STEPS, _TOLERANCE
-        )
-        m, turn = turned(x)
-        loc = base.push(m.unsqueeze(0)).squeeze(0)
-        q = Affine(loc, base.factor * turn if base.diagonal else base.factor @ turn)
-        if steps < _STEPS:
-            break
-    return q
+    return float(log_ratios(density, q, noise).mean())
 
 
 def _entropy(dim: int) -> float:

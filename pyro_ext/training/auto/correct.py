@@ -6,29 +6,31 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_ext._psis import k_hat, pareto_smooth
-from pyro_ext.training.auto.affine import Affine
+from pyro_ext.training.auto.affine import Map
 from pyro_ext.training.auto.density import Density
 
-__all__ = ["Part", "Pool", "defensive", "draw_pool", "flat_latents"]
+__all__ = ["Part", "Pool", "defensive", "draw_pool", "flat_latents", "weighted"]
 
 _DEGREES = 5.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a proposal: the normal of z = μ + S ε, or a Student-t of its μ and S.
+    """One part of a proposal: a map of normal noise, or of Student-t noise, which reaches farther.
 
     Args:
-        q: The normal.
-        degrees: Degrees of freedom; inf for the normal itself.
+        q: The map, such as a normal's z = μ + S ε.
+        degrees: Degrees of freedom; inf for normal noise.
+        dim: Dimension.
     """
 
-    q: Affine
+    q: Map
     degrees: float
+    dim: int
 
     def draw(self, num: int, generator: torch.Generator) -> Float[Tensor, " num dim"]:
         """Return draws.
@@ -37,12 +39,12 @@ class Part:
             num: Number of draws.
             generator: Random numbers.
         """
-        options: Any = {"generator": generator, "dtype": self.q.loc.dtype}
-        noise = torch.randn((num, len(self.q.loc)), **options)
+        options: Any = {"generator": generator, "dtype": torch.float64}
+        noise = torch.randn((num, self.dim), **options)
         if self.degrees < math.inf:
             chi = torch.randn((num, int(self.degrees)), **options).square().sum(-1)
             noise = noise * (self.degrees / chi).sqrt().unsqueeze(-1)
-        return self.q.push(noise)
+        return self.q.forward(noise)[0]
 
     def log_prob(self, z: Float[Tensor, " draws dim"]) -> Float[Tensor, " draws"]:
         """Return the log density.
@@ -50,23 +52,25 @@ class Part:
         Args:
             z: Points.
         """
-        square, dim, nu = self.q.pull(z).square().sum(-1), z.shape[-1], self.degrees
+        noise, log_det = self.q.inverse(z)
+        square, dim, nu = noise.square().sum(-1), self.dim, self.degrees
         if nu == math.inf:
             log_q = -0.5 * square - dim / 2 * math.log(2 * math.pi)
         else:
             constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2)
             constant -= dim / 2 * math.log(nu * math.pi)
             log_q = constant - (nu + dim) / 2 * torch.log1p(square / nu)
-        return log_q - self.q.log_det()
+        return log_q - log_det
 
 
-def defensive(q: Affine) -> tuple[Part, Part]:
-    """Return a normal and its Student-t copy, which reaches farther.
+def defensive(q: Map, dim: int) -> tuple[Part, Part]:
+    """Return a map of normal noise and its copy with Student-t noise, which reaches farther.
 
     Args:
-        q: The normal.
+        q: The map.
+        dim: Dimension.
     """
-    return Part(q, math.inf), Part(q, _DEGREES)
+    return Part(q, math.inf, dim), Part(q, _DEGREES, dim)
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,34 @@ class Pool:
     k_hat: float
     threshold: float
     log_evidence: float
+
+    @property
+    def k_error(self) -> float:
+        """Standard error of k-hat, (1 + k) / √M for a tail of M draws."""
+        tail = min(len(self.z) / 5, 3 * len(self.z) ** 0.5)
+        return (1 + max(self.k_hat, 0.0)) / tail**0.5
+
+    @property
+    def inflation(self) -> float:
+        r"""How many times larger errors are than weights of finite variance would have them.
+
+        .. math:: S^{(1 - r) / 2}, \qquad
+            r = \frac{2 (k - 1) S^{2k + 1} + (1 - 2k) S^{2k} + S^2}{(S - 1)(S - S^{2k})}
+
+        where k is k-hat and one standard error of it, and r the rate at which the mean square
+        error of S draws falls.
+        """
+        k, num = self.k_hat + self.k_error, float(len(self.z))
+        if k <= 0:
+            return 1.0
+        if k >= 1:
+            return math.inf
+        if abs(k - 0.5) < 1e-3:
+            rate = 1 - 1 / math.log(num)
+        else:
+            top = 2 * (k - 1) * num ** (2 * k + 1) + (1 - 2 * k) * num ** (2 * k) + num**2
+            rate = top / ((num - 1) * (num - num ** (2 * k)))
+        return num ** ((1 - min(max(rate, 0.0), 1.0)) / 2)
 
     @property
     def effective(self) -> float:
@@ -114,16 +146,28 @@ class Pool:
             num: Number of draws.
             generator: Random numbers.
         """
+        return self.z[self.indices(num, generator)]
+
+    def indices(self, num: int, generator: torch.Generator) -> Int[Tensor, " num"]:
+        """Return which draws systematic resampling takes.
+
+        Args:
+            num: Number of draws.
+            generator: Random numbers.
+        """
         start = torch.rand((), generator=generator, dtype=torch.float64)
         steps = (torch.arange(num, dtype=torch.float64) + start) / num
         edges = self.weights.double().cumsum(0)
         index = torch.searchsorted(edges / edges[-1], steps).clamp(max=len(edges) - 1)
-        return self.z[index[torch.randperm(num, generator=generator)]]
+        return index[torch.randperm(num, generator=generator)]
 
     def moments(
         self, values: Float[Tensor, " draws size"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return mean and sd of functions of the draws, and standard errors in units of the sd.
+
+        The errors are those of the weights at hand, times ``inflation``: of weights with a heavy
+        tail, the largest ones have yet to be seen.
 
         Args:
             values: The functions.
@@ -137,7 +181,8 @@ class Pool:
         variance = (w * square).sum(0)
         by_mean = (w.square() * square).sum(0) / variance
         by_variance = (w.square() * (square - variance).square()).sum(0) / variance.square()
-        return mean, variance.sqrt(), by_mean.sqrt(), by_variance.sqrt() / 2
+        more = self.inflation
+        return mean, variance.sqrt(), more * by_mean.sqrt(), more * by_variance.sqrt() / 2
 
 
 def draw_pool(
@@ -162,9 +207,19 @@ def draw_pool(
         Pareto Smoothed Importance Sampling (Vehtari et al., 2024) | https://arxiv.org/abs/1507.02646
     """
     share = num // len(parts)
-    z = torch.cat([part.draw(share, generator) for part in parts])
+    z = torch.cat([part.draw(share, generator) for part in parts]).to(density.dtype)
     log_mixture = torch.stack([part.log_prob(z) for part in parts]).logsumexp(0)
     log_w = density.value(z) - log_mixture + math.log(len(parts))
+    return weighted(z, log_w)
+
+
+def weighted(z: Float[Tensor, " draws dim"], log_w: Float[Tensor, " draws"]) -> Pool:
+    """Return draws with Pareto-smoothed weights.
+
+    Args:
+        z: The draws.
+        log_w: Their log weights.
+    """
     log_evidence = float(log_w.logsumexp(0)) - math.log(len(z))
     if bool((log_w == -math.inf).all()):
         return Pool(z, torch.full_like(log_w, 1 / len(z)), math.inf, 0.0, log_evidence)

@@ -122,23 +122,33 @@ class Density:
             z: Unconstrained points.
         """
         num, dim = z.shape
-        # A gradient of a gradient costs about two.
-        self.num_gradients += 3 * num * dim
-        points = z.repeat_interleave(dim, 0)
         rows = torch.eye(dim, dtype=z.dtype).repeat(num, 1)
+        hessian = self.curvature(z.repeat_interleave(dim, 0), rows).reshape(num, dim, dim)
+        return (hessian + hessian.mT) / 2
+
+    def curvature(
+        self, z: Float[Tensor, " points dim"], along: Float[Tensor, " points dim"]
+    ) -> Float[Tensor, " points dim"]:
+        """Return the Hessian at each point times a vector, a gradient of a gradient.
+
+        Args:
+            z: Unconstrained points.
+            along: The vectors.
+        """
+        # A gradient of a gradient costs about two.
+        self.num_gradients += 3 * len(z)
         out = []
         with torch.enable_grad(), self._quiet():
-            for part, row in zip(points.split(self.chunk), rows.split(self.chunk), strict=True):
+            for part, row in zip(z.split(self.chunk), along.split(self.chunk), strict=True):
                 leaf = part.detach().requires_grad_()
                 grad = _gradient(self._safely(leaf), leaf, create_graph=True)
-                along = (grad * row).sum()
+                total = (grad * row).sum()
                 out.append(
-                    torch.autograd.grad(along, leaf, allow_unused=True, materialize_grads=True)[0]
-                    if along.requires_grad
+                    torch.autograd.grad(total, leaf, allow_unused=True, materialize_grads=True)[0]
+                    if total.requires_grad
                     else torch.zeros_like(leaf)
                 )
-        hessian = torch.cat(out).reshape(num, dim, dim)
-        return (hessian + hessian.mT) / 2
+        return torch.cat(out)
 
     def latents(self, z: Float[Tensor, " points dim"]) -> dict[str, Tensor]:
         """Return the constrained values of the sites, shape ``(points, *site)`` each.

@@ -5,29 +5,40 @@ from typing import Any, Literal
 
 import torch
 
-from pyro_ext.families import Diagonal, Family, FullCovariance
-from pyro_ext.training.auto.run import AutoRun
-from pyro_ext.training.auto.search import FAMILIES, fit_auto
+from pyro_ext.autoguide.guide import PackedGuide
+from pyro_ext.families import Diagonal, Family, FullCovariance, LowRank
+from pyro_ext.training.auto.local import default_guide, fit_local
+from pyro_ext.training.auto.run import JudgedRun
+from pyro_ext.training.auto.search import fit_auto
+from pyro_ext.training.run import Run
 
 __all__ = ["fit_without_settings"]
 
 
 def fit_without_settings(
+    fit: Callable[..., Run],
     model: Callable[..., Any],
+    guide: Any,
     data: Any,
     family: Family | Literal["auto"] | None,
     options: dict[str, Any],
     *,
+    batch_size: int | None,
+    plate: str | None,
     seed: int | None,
     progress: bool,
-) -> AutoRun:
+) -> JudgedRun:
     """Fit without settings.
 
     Args:
+        fit: The plain fit, which takes the steps of mini-batches.
         model: A Pyro model.
-        data: Its argument, or a tuple of its arguments.
+        guide: A guide with one π per datapoint, or None.
+        data: The model's argument, or a tuple of its arguments.
         family: The family, or ``"auto"``.
         options: Options of ``fit`` that leave nothing to find, which must all be None.
+        batch_size: Rows of a mini-batch.
+        plate: Name of the data plate.
         seed: Seed.
         progress: Whether to show a progress bar.
 
@@ -40,12 +51,25 @@ def fit_without_settings(
             f"fit: expected no {given[0]} with optim='auto', which finds it; got one. Write: "
             "px.fit(model, data=data, optim='auto'), or leave out optim='auto'."
         )
-    if not (family in (None, "auto") or isinstance(family, (Diagonal, FullCovariance))):
+    if not (family in (None, "auto") or isinstance(family, (Diagonal, FullCovariance, LowRank))):
         raise ValueError(
-            f"fit: expected family='auto', px.Diagonal() or px.FullCovariance() with "
-            f"optim='auto'; got {family!r}. Write: family='auto'."
+            "fit: expected family='auto', px.Diagonal(), px.LowRank(rank=...) or "
+            f"px.FullCovariance() with optim='auto'; got {family!r}. Write: family='auto'."
         )
-    families = (family,) if isinstance(family, Family) else FAMILIES
+    only = family if isinstance(family, Family) else None
     args = () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
     seed = int(torch.randint(2**31, ())) if seed is None else seed
-    return fit_auto(model, args, families, seed=seed, progress=progress)
+    if guide is None and batch_size is None:
+        return fit_auto(model, args, only, seed=seed, progress=progress)
+    if only is not None or not isinstance(guide, PackedGuide | None):
+        raise ValueError(
+            "fit: expected family='auto' and a guide of pyro_ext with optim='auto' and "
+            f"mini-batches; got family={family!r}, guide={type(guide).__name__}. Write: "
+            "guide=px.AutoPerDatapoint(model, family=...)."
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        guide = default_guide(model, args, plate) if guide is None else guide
+        guide.setup(*args)
+    plate = plate or getattr(guide, "plate", None)
+    return fit_local(fit, model, guide, args, batch_size=batch_size, plate=plate, seed=seed)

@@ -4,9 +4,10 @@ import math
 
 import torch
 
-from pyro_ext.training.auto.affine import Affine, climb, elbo, fixed_draws
+from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws
+from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.density import Density
-from pyro_ext.training.auto.start import Candidate, paths
+from pyro_ext.training.auto.start import MAX_DENSE, Candidate, paths
 from pyro_ext.training.auto.verdict import Finding
 
 __all__ = ["other_modes"]
@@ -31,7 +32,8 @@ def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: 
         seed: Seed of the draws.
     """
     dim = density.dim
-    noise = fixed_draws(max(_MIN_DRAWS, 4 * dim), dim, seed).to(q.loc)
+    num = _MIN_DRAWS if dim > MAX_DENSE else max(_MIN_DRAWS, 4 * dim)
+    noise = fixed_draws(num, dim, seed).to(q.loc)
     best = elbo(density, q, noise)
     far = dim + 8 * math.sqrt(2 * dim) + 32
     generator = torch.Generator().manual_seed(seed)
@@ -49,7 +51,8 @@ def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: 
             continue
         if not candidate.elbo > best - _HOPELESS - 5 * dim:
             continue
-        other = climb(density, candidate.q.full(), noise)
+        wide = dim > MAX_DENSE
+        other = climb(density, candidate.q if wide else candidate.q.full(), noise)
         if float(q.pull(other.loc.unsqueeze(0)).square().sum()) < far:
             near += 1
             continue

@@ -1,5 +1,6 @@
 """What an automatic fit leaves behind."""
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -7,27 +8,24 @@ from torch import Tensor
 
 from pyro_ext.training.auto.correct import Pool
 from pyro_ext.training.auto.density import Density
+from pyro_ext.training.auto.nested import NestedPool
 from pyro_ext.training.auto.verdict import Attempt, Verdict
 from pyro_ext.training.run import Run
 
-__all__ = ["AutoRun"]
+__all__ = ["AutoRun", "JudgedRun", "LocalRun"]
 
 
 @dataclass(frozen=True)
-class AutoRun(Run):
-    """An automatic fit: a run with a verdict, what was tried, and draws with importance weights.
+class JudgedRun(Run):
+    """A run with a verdict, what was tried, and draws with importance weights.
 
     Args:
         verdict: Whether the answer can be used, and why.
         history: What was tried and what it cost.
-        pool: Weighted draws of the posterior.
-        density: The log density that was fitted.
     """
 
     verdict: Verdict
     history: tuple[Attempt, ...] = field(repr=False)
-    pool: Pool = field(repr=False)
-    density: Density = field(repr=False)
 
     @property
     def num_gradients(self) -> int:
@@ -47,7 +45,47 @@ class AutoRun(Run):
         if not corrected:
             return super().sample(num_samples)
         seed = int(torch.randint(2**31, ()))
-        z = self.pool.resample(num_samples, torch.Generator().manual_seed(seed))
         dtype = torch.get_default_dtype()
         with torch.no_grad():
-            return {name: value.to(dtype) for name, value in self.density.latents(z).items()}
+            drawn = self._resample(num_samples, torch.Generator().manual_seed(seed))
+        return {name: value.to(dtype) for name, value in drawn.items()}
+
+    @abstractmethod
+    def _resample(self, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return corrected draws."""
+
+
+@dataclass(frozen=True)
+class AutoRun(JudgedRun):
+    """An automatic fit of all latents together.
+
+    Args:
+        pool: Weighted draws of the posterior.
+        density: The log density that was fitted.
+    """
+
+    pool: Pool = field(repr=False)
+    density: Density = field(repr=False)
+
+    def _resample(self, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return self.density.latents(self.pool.resample(num_samples, generator))
+
+
+@dataclass(frozen=True)
+class LocalRun(JudgedRun):
+    """An automatic fit from mini-batches, of globals and of locals of one data plate.
+
+    Args:
+        pool: Weighted draws of the globals, each with draws of the locals; None if there are too
+            many data to weigh.
+    """
+
+    pool: NestedPool | None = field(repr=False)
+
+    def _resample(self, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if self.pool is None:
+            raise ValueError(
+                "LocalRun.sample: expected weighted draws; none were made, as there are too many "
+                "data. Write: corrected=False."
+            )
+        return self.pool.resample(num_samples, generator)

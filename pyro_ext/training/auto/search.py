@@ -10,31 +10,46 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_ext.families import Diagonal, Family, FullCovariance
+from pyro_ext.families import Diagonal, Family, Flow, FullCovariance, LowRank
 from pyro_ext.losses import ELBO
-from pyro_ext.training.auto.adapt import adapted_pool
-from pyro_ext.training.auto.affine import Affine, climb, elbo, fixed_draws
-from pyro_ext.training.auto.correct import Pool, flat_latents
+from pyro_ext.training.auto.affine import Affine, Map, elbo, fixed_draws, log_ratios
+from pyro_ext.training.auto.bent import bend
+from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.density import Density
-from pyro_ext.training.auto.drift import drift
+from pyro_ext.training.auto.judge import Judgement, judge
 from pyro_ext.training.auto.modes import other_modes
 from pyro_ext.training.auto.run import AutoRun
-from pyro_ext.training.auto.start import Candidate, paths, starting_points
-from pyro_ext.training.auto.verdict import LIMIT, Attempt, Finding, Verdict
+from pyro_ext.training.auto.settle import settled
+from pyro_ext.training.auto.start import MAX_DENSE, Candidate, paths, starting_points
+from pyro_ext.training.auto.verdict import LIMIT, Attempt
 
-__all__ = ["FAMILIES", "fit_auto"]
+__all__ = ["fit_auto", "ladder"]
 
-FAMILIES: tuple[Family, ...] = (Diagonal(), FullCovariance())
-_CHAINS = 600
 _FRESH = 2048
 _SIGMAS = 3.0
-_POOL = 20_000
+_RANK = 10
+_ROUNDS = 4
+_MOST = 3_000_000  # numbers in one set of fixed draws
+
+
+def ladder(dim: int) -> tuple[Family, ...]:
+    """Return the families that are tried in D dimensions, from small to large.
+
+    Args:
+        dim: D.
+    """
+    if dim == 1:
+        return (Diagonal(),)
+    if dim > MAX_DENSE:
+        return (Diagonal(), LowRank(rank=_RANK))
+    flow = Flow("realnvp", base=FullCovariance(), num_transforms=6, hidden=(32, 32))
+    return (Diagonal(), FullCovariance(), flow)
 
 
 def fit_auto(
     model: Callable[..., Any],
     args: tuple[Any, ...],
-    families: tuple[Family, ...] = FAMILIES,
+    family: Family | None = None,
     *,
     seed: int,
     progress: bool = True,
@@ -44,7 +59,7 @@ def fit_auto(
     Args:
         model: A Pyro model with continuous latents.
         args: Its arguments, with all rows.
-        families: Families to climb through, from small to large.
+        family: The only family to fit; by default they are climbed from small to large.
         seed: Seed.
         progress: Whether to show a progress bar.
 
@@ -54,7 +69,7 @@ def fit_auto(
     """
     search = _Search(model, args, seed=seed, progress=progress)
     try:
-        return search.run(families)
+        return search.run(family)
     finally:
         search.bar.close()
 
@@ -71,38 +86,41 @@ class _Search:
         self.mark = (0, 0, time.perf_counter())
         self.bar = tqdm(desc="fit", leave=False, disable=None if progress else True, unit="stage")
 
-    def run(self, families: tuple[Family, ...]) -> AutoRun:
+    def run(self, only: Family | None) -> AutoRun:
+        families = ladder(self.density.dim) if only is None else (only,)
         candidates = self.start()
-        best: tuple[Family, Affine] | None = None
+        best, normal, why = self.normals(families, candidates)
+        q: Map = normal
+        found = self.judge(q)
         for family in families:
-            q = self.climb(family, candidates, None if best is None else best[1])
-            if best is None or self.gains(q, best[1]):
-                best = (family, q)
-        if best is None:
-            raise ValueError("fit: expected at least one family; got none. Write: family='auto'.")
-        family, q = best
-        bound = self.bound(q)
-        pool, verdict = self.judge(q, bound, candidates)
-        seconds = time.perf_counter() - self.begin
-        guide = self.density.guide(family, self.args)
-        scale = q.factor
-        with torch.no_grad():
-            guide.params.copy_(family.initial_params(q.loc, scale).to(guide.params))
+            if isinstance(family, Flow) and (only is not None or found.leaves(self.bound(q))):
+                bent = bend(self.density, normal, family, self.seed)
+                bound = self.bound(bent)
+                if only is None and not self.gains(bent, q):
+                    self.note(repr(family), bound, "no gain")
+                    continue
+                self.note(repr(family), bound)
+                other = self.judge(bent)
+                if only is not None or other.pool.k_hat <= found.pool.k_hat + found.pool.k_error:
+                    best, q, found = family, bent, other
+                    why = f"{family} no longer gains"
+        modes = other_modes(self.density, normal, candidates, self.seed + 200)
+        self.note("other modes", self.bound(q), modes.text)
         return AutoRun(
             model=self.model,
-            guide=guide,
+            guide=settled(self.density, self.args, best, q),
             loss=ELBO(),
             args=self.args,
             losses=np.array([-attempt.elbo for attempt in self.history]),
-            seconds=seconds,
+            seconds=time.perf_counter() - self.begin,
             seed=self.seed,
-            stopped=f"{family} climbed to its top",
-            elbo_per_datum=np.array([bound]),
+            stopped=why,
+            elbo_per_datum=np.array([self.bound(q)]),
             elbo_steps=np.array([len(self.history) - 1]),
             num_data=1,
-            verdict=verdict,
+            verdict=found.verdict(modes),
             history=tuple(self.history),
-            pool=pool,
+            pool=found.pool,
             density=self.density,
         )
 
@@ -110,7 +128,7 @@ class _Search:
 
     def start(self) -> list[Candidate]:
         dim = self.density.dim
-        num = 8 if dim <= 50 else 4 if dim <= 300 else 2
+        num = 8 if dim <= 50 else 4 if dim <= MAX_DENSE else 2
         candidates = paths(self.density, starting_points(self.density, num, self.seed), self.seed)
         if not candidates:
             raise ValueError(
@@ -118,27 +136,41 @@ class _Search:
                 f"{num}. Give the latents proper priors, or data that they explain."
             )
         best = max(c.elbo for c in candidates)
-        self.note(f"{num} Newton paths", best)
+        self.note(f"{num} Newton paths" if dim <= MAX_DENSE else f"{num} L-BFGS paths", best)
         return candidates
 
+    def normals(
+        self, families: tuple[Family, ...], candidates: list[Candidate]
+    ) -> tuple[Family, Affine, str]:
+        """Climb through the normal families while the bound gains."""
+        best: tuple[Family, Affine, str] | None = None
+        for family in families:
+            shape = family.base if isinstance(family, Flow) else family
+            if best is not None and isinstance(family, Flow):
+                continue
+            q, text = self.climb(shape, candidates, None if best is None else best[1])
+            self.note(repr(shape), self.bound(q), text)
+            if best is None or self.gains(q, best[1]):
+                best = (shape, q, f"{shape} climbed to its top, {text}")
+        if best is None:
+            raise RuntimeError("fit: expected at least one family.")
+        return best
+
     def climb(
-        self,
-        family: Family,
-        candidates: list[Candidate],
-        smaller: Affine | None,
-    ) -> Affine:
+        self, family: Family, candidates: list[Candidate], smaller: Affine | None
+    ) -> tuple[Affine, str]:
         dim, density = self.density.dim, self.density
-        diagonal = isinstance(family, Diagonal)
-        num = max(128, 4 * dim)
+        extra = family.rank if isinstance(family, LowRank) else 0
+        num = max(128, 4 * dim) if isinstance(family, FullCovariance) else 256
         num = 2 ** math.ceil(math.log2(num))
+        starts = [c.q for c in candidates] if smaller is None or not extra else []
+        starts += [] if smaller is None else [smaller]
+        starts = [_as(q, family) for q in starts]
         noise = fixed_draws(num, dim, self.seed).to(density.dtype)
-        starts = [c.q for c in candidates]
-        if smaller is not None:
-            starts.append(smaller)
-        starts = [_as(q, diagonal=diagonal) for q in starts]
         q = max(starts, key=lambda q: elbo(density, q, noise))
         change = math.inf
-        for round_ in range(4):
+        for round_ in range(_ROUNDS):
+            noise = fixed_draws(num, dim + extra, self.seed + round_).to(density.dtype)
             q, before = climb(density, q, noise), q
             if round_ > 0:
                 change = max(
@@ -147,76 +179,26 @@ class _Search:
                 )
                 if change < LIMIT / 3:
                     break
-            num *= 4
-            noise = fixed_draws(num, dim, self.seed + round_ + 1).to(density.dtype)
-        text = f"last change {change:.3f} sd with {len(noise)} draws"
-        self.note(repr(family), self.bound(q), text)
-        return q
+            num *= 4 if num * 4 <= _MOST // dim else 1
+        return q, f"last change {change:.3f} sd with {len(noise)} draws"
 
     def fresh(self) -> Tensor:
         """Return draws that nothing was fitted to."""
         return fixed_draws(_FRESH, self.density.dim, self.seed + 100).to(self.density.dtype)
 
-    def bound(self, q: Affine) -> float:
+    def bound(self, q: Map) -> float:
         return elbo(self.density, q, self.fresh())
 
-    def gains(self, q: Affine, smaller: Affine) -> bool:
+    def gains(self, q: Map, smaller: Map) -> bool:
         """Tell whether the bound is higher by more than the error of the difference."""
         noise = self.fresh()
-        gap = self.density.value(q.push(noise)) - self.density.value(smaller.push(noise))
-        gap = gap + q.log_det() - smaller.log_det()
+        gap = log_ratios(self.density, q, noise) - log_ratios(self.density, smaller, noise)
         return float(gap.mean()) > _SIGMAS * float(gap.std()) / len(noise) ** 0.5
 
-    def judge(self, q: Affine, bound: float, candidates: list[Candidate]) -> tuple[Pool, Verdict]:
-        density = self.density
-        num = int(max(4000, min(_POOL, 4e6 / density.dim)))
-        limit = LIMIT / _SIGMAS
-        pool = adapted_pool(density, q, num, 4 * num, limit, self.generator)
-        mean, sd, mean_error, sd_error = pool.moments(flat_latents(density, pool.z))
-        worst_mean, worst_sd = float(mean_error.max()), float(sd_error.max())
-        checks = [
-            Finding(pool.usable, f"k-hat {pool.k_hat:.2f} (limit {pool.threshold:.2f})"),
-            Finding(
-                max(worst_mean, worst_sd) <= limit,
-                f"standard errors of at most {worst_mean:.3f} sd (means) and {worst_sd:.1%} (sds) "
-                f"from {pool.effective:.0f} effective draws",
-            ),
-        ]
-        self.note("importance correction", bound, f"k-hat {pool.k_hat:.2f}")
-        if pool.usable:
-            moved = drift(
-                density,
-                _as(q, diagonal=q.diagonal),
-                pool.resample(_CHAINS, self.generator),
-                self.generator,
-            )
-            text = f"mean {moved.mean:.2f}, mean square {moved.spread:.2f} sd"
-            checks.append(
-                Finding(
-                    not moved.found,
-                    f"draws {'leave' if moved.found else 'stay in'} their "
-                    f"place under Hamiltonian moves (shifts: {text})",
-                )
-            )
-            self.note("Hamiltonian moves", bound, f"acceptance {moved.acceptance:.2f}")
-        checks.append(other_modes(density, q, candidates, self.seed + 200))
-        self.note("other modes", bound)
-        raw = self.compare_raw(q, mean, sd)
-        return pool, Verdict(tuple(checks), raw, pool.k_hat, worst_mean, worst_sd)
-
-    def compare_raw(self, q: Affine, mean: Tensor, sd: Tensor) -> Finding:
-        noise = torch.randn(
-            (20_000, self.density.dim), generator=self.generator, dtype=q.loc.dtype
-        )
-        values = flat_latents(self.density, q.push(noise))
-        off = float(((values.mean(0) - mean) / sd).abs().max())
-        ratio = values.std(0) / sd
-        low, high = float(ratio.min()), float(ratio.max())
-        right = off <= LIMIT and 1 - LIMIT <= low and high <= 1 + LIMIT
-        return Finding(
-            right,
-            f"uncorrected means are within {off:.2f} sd, sd ratios in {low:.2f} to {high:.2f}",
-        )
+    def judge(self, q: Map) -> Judgement:
+        found = judge(self.density, q, self.generator)
+        self.note("correction and moves", self.bound(q), found.note)
+        return found
 
     def note(self, name: str, bound: float, text: str = "") -> None:
         now = (self.density.num_gradients, self.density.num_values, time.perf_counter())
@@ -227,12 +209,15 @@ class _Search:
         self.bar.update()
 
 
-def _as(q: Affine, *, diagonal: bool) -> Affine:
-    if not diagonal:
-        return q.full()
-    if q.diagonal:
-        return q
-    # Of all diagonal normals the one nearest to q has its conditional standard deviations.
-    eye = torch.eye(len(q.loc), dtype=q.loc.dtype)
-    inverse = torch.linalg.solve_triangular(q.factor, eye, upper=False)
-    return Affine(q.loc, inverse.square().sum(0).rsqrt())
+def _as(q: Affine, family: Family) -> Affine:
+    """Return the normal of a family that is nearest to q, or a start of it."""
+    if isinstance(family, Diagonal):
+        return q.independent()
+    if isinstance(family, LowRank):
+        own = q.independent()
+        generator = torch.Generator().manual_seed(0)
+        shape = (len(q.loc), family.rank)
+        # At exactly zero the gradient of the columns vanishes.
+        columns = 0.1 * torch.randn(shape, generator=generator, dtype=q.loc.dtype)
+        return Affine(own.loc, own.factor, columns / family.rank**0.5)
+    return q.full()

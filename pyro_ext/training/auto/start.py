@@ -1,5 +1,6 @@
 """Where to start: Newton paths from several points, and the best normal taken along them."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +9,19 @@ from torch import Tensor
 
 from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws
 from pyro_ext.training.auto.density import Density
+from pyro_ext.training.auto.lbfgs import maximize
 
-__all__ = ["Candidate", "paths", "starting_points"]
+__all__ = ["MAX_DENSE", "Candidate", "paths", "starting_points"]
+
+MAX_DENSE = 300
+"""Largest dimension in which matrices of D by D are formed."""
 
 _NUM_STEPS = 60
 _TRIALS = 18
 _FLOOR = 1e-10
 _DRAWS = 32
+_ROUNDS, _STEPS, _PROBES = 12, 60, 16
+_FLAT = 1e-2
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,9 @@ def paths(density: Density, z: Float[Tensor, " num dim"], seed: int) -> list[Can
     the path gives a normal with this curvature, and the ELBO decides: near a mode of infinite or
     needle-like density the best one lies far before its end.
 
+    In more than 300 dimensions the steps are those of L-BFGS, scaled by the diagonal of the
+    Hessian, which a few products with random signs estimate, and the normals are diagonal.
+
     Args:
         density: The target.
         z: Where to start.
@@ -72,7 +82,10 @@ def paths(density: Density, z: Float[Tensor, " num dim"], seed: int) -> list[Can
     References:
         Pathfinder: Parallel Quasi-Newton Variational Inference (Zhang et al., 2022) | https://arxiv.org/abs/2108.03782
         Saddle-Free Newton (Dauphin et al., 2014) | https://arxiv.org/abs/1406.2572
+        An Estimator for the Diagonal of a Matrix (Bekas et al., 2007) | https://doi.org/10.1016/j.apnum.2007.01.003
     """
+    if density.dim > MAX_DENSE:
+        return _long_paths(density, z, seed)
     z, num = z.clone(), len(z)
     noise = fixed_draws(_DRAWS, density.dim, seed).to(z)
     best: list[tuple[float, Affine] | None] = [None] * num
@@ -103,6 +116,44 @@ def paths(density: Density, z: Float[Tensor, " num dim"], seed: int) -> list[Can
         Candidate(q, bound, z[index], not bool(moving[index]))
         for index, (bound, q) in ((i, kept) for i, kept in enumerate(best) if kept is not None)
     ]
+
+
+def _long_paths(density: Density, z: Tensor, seed: int) -> list[Candidate]:
+    noise = fixed_draws(_DRAWS, density.dim, seed).to(z)
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for start in z:
+        end, best, converged = start, None, False
+        for _ in range(_ROUNDS):
+            scale = _spread(density, end, generator)
+            q = Affine(end, scale)
+            bound = elbo(density, q, noise)
+            if best is None or bound > best[0]:
+                best = (bound, q)
+            if converged:
+                break
+
+            def climbed(
+                x: Tensor, end: Tensor = end, scale: Tensor = scale
+            ) -> tuple[Tensor, Tensor]:
+                value, grad = density.value_and_grad((end + scale * x).unsqueeze(0))
+                return value[0], scale * grad[0]
+
+            x, slope, _ = maximize(climbed, torch.zeros_like(end), _STEPS, _FLAT)
+            end = end + scale * x
+            converged = slope <= _FLAT
+        if best is not None and math.isfinite(best[0]):
+            found.append(Candidate(best[1], best[0], end, converged))
+    return found
+
+
+def _spread(density: Density, z: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the standard deviations that the diagonal of the Hessian gives."""
+    signs = torch.randint(2, (_PROBES, len(z)), generator=generator).to(z) * 2 - 1
+    products = density.curvature(z.expand(_PROBES, -1), signs)
+    diagonal = torch.nan_to_num((products * signs).mean(0), nan=0.0, posinf=0.0, neginf=0.0).abs()
+    size = diagonal.median().clamp(min=torch.finfo(z.dtype).tiny)
+    return torch.where(diagonal > _FLOOR * size, diagonal, size).rsqrt()
 
 
 def _inverse_root(hessian: Tensor) -> Tensor:

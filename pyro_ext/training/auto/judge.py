@@ -1,0 +1,105 @@
+"""Checks that an answer must pass, whatever made it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from pyro_ext.training.auto.adapt import adapted_pool
+from pyro_ext.training.auto.affine import Map
+from pyro_ext.training.auto.correct import Pool, flat_latents
+from pyro_ext.training.auto.density import Density
+from pyro_ext.training.auto.drift import drift
+from pyro_ext.training.auto.verdict import LIMIT, Finding, Verdict
+
+__all__ = ["Judgement", "judge"]
+
+_POOL, _ENTRIES, _LEAST = 20_000, 4e6, 4000
+_CHAINS = 1500
+_RAW = 20_000
+_GAP = 0.25
+_SIGMAS = 3.0
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of an answer.
+
+    Args:
+        pool: Weighted draws.
+        checks: Checks that they must pass.
+        raw: Whether the guide is right without weights.
+        mean_error: Largest standard error of a mean, in standard deviations.
+        sd_error: Largest relative standard error of a standard deviation.
+        note: What was found, in short.
+    """
+
+    pool: Pool
+    checks: tuple[Finding, ...]
+    raw: Finding
+    mean_error: float
+    sd_error: float
+    note: str
+
+    def leaves(self, bound: float) -> bool:
+        """Tell whether a larger family has something to gain: a failed check, or nats.
+
+        Args:
+            bound: The guide's ELBO.
+        """
+        failed = not all(check.passed for check in self.checks)
+        return failed or (not self.raw.passed and self.pool.log_evidence - bound > _GAP)
+
+    def verdict(self, *others: Finding) -> Verdict:
+        """Return the verdict from these checks and others.
+
+        Args:
+            *others: More checks.
+        """
+        return Verdict(
+            (*self.checks, *others), self.raw, self.pool.k_hat, self.mean_error, self.sd_error
+        )
+
+
+def judge(density: Density, q: Map, generator: torch.Generator) -> Judgement:
+    """Correct the draws of q by importance weights, and check the answer.
+
+    Args:
+        density: The target.
+        q: The guide.
+        generator: Random numbers.
+    """
+    num = int(max(_LEAST, min(_POOL, _ENTRIES / density.dim)))
+    limit = LIMIT / _SIGMAS
+    pool = adapted_pool(density, q, num, 4 * num, limit, generator)
+    latents = flat_latents(density, pool.z)
+    mean, sd, mean_errors, sd_errors = pool.moments(latents)
+    mean_error, sd_error = float(mean_errors.max()), float(sd_errors.max())
+    checks = [
+        Finding(pool.usable, f"k-hat {pool.k_hat:.2f} (limit {pool.threshold:.2f})"),
+        Finding(
+            max(mean_error, sd_error) <= limit,
+            f"standard errors of at most {mean_error:.3f} sd (means) and {sd_error:.1%} (sds) "
+            f"from {pool.effective:.0f} effective draws (limit {limit:.3f})",
+        ),
+    ]
+    note = f"k-hat {pool.k_hat:.2f}"
+    if all(check.passed for check in checks):
+        moved = drift(density, q, pool, _CHAINS, LIMIT, generator)
+        checks.append(
+            Finding(
+                not moved.found,
+                f"draws {'leave' if moved.found else 'stay in'} their place under Hamiltonian "
+                f"moves (shifts: means {moved.mean:.2f} sd, sds {moved.spread:.1%}, "
+                f"{moved.acceptance:.0%} accepted)",
+            )
+        )
+        note += f", {moved.acceptance:.0%} of moves accepted"
+    options = {"generator": generator, "dtype": density.dtype}
+    z, _ = q.forward(torch.randn((_RAW, density.dim), **options))
+    values = flat_latents(density, z)
+    off = float(((values.mean(0) - mean) / sd).abs().max())
+    ratio = values.std(0) / sd
+    low, high = float(ratio.min()), float(ratio.max())
+    right = off <= LIMIT and 1 - LIMIT <= low and high <= 1 + LIMIT
+    text = f"uncorrected means are within {off:.2f} sd, sd ratios in {low:.2f} to {high:.2f}"
+    return Judgement(pool, tuple(checks), Finding(right, text), mean_error, sd_error, note)

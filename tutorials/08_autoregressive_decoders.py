@@ -15,6 +15,7 @@ from functools import partial
 
 import torch
 from _lesson import Lesson, figure
+from matplotlib import colormaps
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -212,16 +213,20 @@ for panel, (name, field) in zip(axes, fields.items(), strict=True):
     panel.set(xticks=range(5), yticks=range(5))
 lesson.save(drawn, "_masks")
 
-drawn, axes = figure(3, 2, width=4)
+PASTEL = colormaps["Pastel1_r"]
+drawn, axes = figure(3, 2, width=4.4, height=3.4)
 for panel, field, name in (
     (axes[0][0], one, "one stack, 7 x 7 then 15 x 3 x 3"),
     (axes[0][1], two, "two stacks"),
 ):
     shade = field.float() + 2.0 * blind_spot(field, (14, 14)).float()
-    panel.imshow(shade, cmap="Pastel1_r", vmin=0, vmax=2)
+    panel.imshow(shade, cmap=PASTEL, vmin=0, vmax=2)
     panel.plot(14, 14, "ks", markersize=4)
     spot = int(blind_spot(field, (14, 14)).sum())
     panel.set_title(f"{name}\nsees {int(field.sum())} of {PAST}, blind to {spot}", fontsize=9)
+axes[0][0].plot([], [], "s", color=PASTEL(0.5), label="in sight")
+axes[0][0].plot([], [], "s", color=PASTEL(1.0), label="blind spot")
+axes[0][0].legend(loc="lower left", fontsize=8)
 names = list(nats)
 axes[0][2].barh(names[::-1], [nats[name] for name in names[::-1]], color=["C0"] * 3 + ["0.7"])
 axes[0][2].set(
@@ -230,7 +235,8 @@ axes[0][2].set(
     xlim=(min(nats.values()) * 0.8, None),
 )
 for name in found:
-    axes[1][0].plot(rates[name], bounds[name] - rates[name], "o", label=name)
+    label = f"{name}: -ELBO {bounds[name]:.2f}"
+    axes[1][0].plot(rates[name], bounds[name] - rates[name], "o", label=label)
 axes[1][0].set(
     xlabel="rate, nats per image",
     ylabel="distortion, nats per image",

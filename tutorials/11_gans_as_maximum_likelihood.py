@@ -94,6 +94,9 @@ theta_line = torch.linspace(0.05, 6, 60)
 fading = torch.stack(
     [torch.autograd.functional.jacobian(lambda t: 2 * jensen_shannon(t), t) for t in theta_line]
 )
+critic = torch.sigmoid(-theta_line.unsqueeze(-1) * at + theta_line.unsqueeze(-1) ** 2 / 2)
+weight = Normal(theta_line.unsqueeze(-1), 1.0).log_prob(at).exp() * width
+saturated = theta_line * (1 - (weight * critic).sum(-1))  # of -E log D, critic held
 lesson.holds(
     "the minimax gradient fades with distance",
     "at θ = 6 less than a fifth of its largest",
@@ -155,7 +158,7 @@ lesson.holds("with R1 they converge", "stable", verdict, ok=verdict == "stable")
 # %%
 drawn, (left, middle, right) = figure(3)
 for i, (name, values) in enumerate(sizes.items()):
-    left.plot(points, values, f"C{i}o-", label=f"{name}: sd of one sample")
+    left.plot(points, values, f"C{i}o{('-', '--', '-')[i]}", label=f"{name}: sd of one sample")
 left.set(
     xlabel="θ, distance of generator and data",
     ylabel="standard deviation of the gradient",
@@ -164,8 +167,9 @@ left.set(
 )
 left.legend(fontsize=8)
 middle.plot(theta_line, fading, "C0", label="minimax: derivative of 2 JSD")
+middle.plot(theta_line, saturated, "C1", label="non-saturating, -E log D")
 middle.plot(theta_line, theta_line, "C2", label="maximum likelihood: θ")
-middle.set(xlabel="θ", ylabel="gradient", ylim=(0, 2), title="signal at the best critic")
+middle.set(xlabel="θ", ylabel="gradient", ylim=(0, 3), title="signal at the best critic")
 middle.legend(fontsize=8)
 for (gamma, alternating), path in paths.items():
     style = "-" if alternating else "--"

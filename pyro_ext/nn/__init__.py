@@ -9,12 +9,16 @@ from pyro_ext.nn.receptive_field import (
     receptive_field,
     receptive_field_by_gradients,
 )
+from pyro_ext.nn.sequence_encoder import SequenceEncoder
+from pyro_ext.nn.set_encoder import SetEncoder
 
 __all__ = [
     "MLP",
     "ConvEncoder",
     "MaskedConv2d",
     "PixelCNN",
+    "SequenceEncoder",
+    "SetEncoder",
     "blind_spot",
     "causal_mask",
     "receptive_field",

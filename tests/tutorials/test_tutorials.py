@@ -62,24 +62,24 @@ lesson.finish()
 
 
 @pytest.mark.parametrize(
-    ("line", "smoke", "message"),
+    ("line", "options", "message"),
     [
-        ("", True, ""),
-        ("", False, "1 claims fail: trained"),
-        ("lesson.equal('off', 1.3, 1.0, se=0.05)", True, "1 claims fail: off"),
-        ("lesson.equal('rounding', 1.0 + 1e-7, 1.0)", True, "1 claims fail: rounding"),
-        ("lesson.holds('said', 'yes', 'no', ok=False)", True, "1 claims fail: said"),
+        ("", ["--smoke"], ""),
+        ("", [], "1 claims fail: trained"),
+        ("lesson.equal('off', 1.3, 1.0, se=0.05)", ["--smoke"], "1 claims fail: off"),
+        ("lesson.equal('close', 1.0 + 1e-7, 1.0)", ["--smoke"], "1 claims fail: close"),
+        ("lesson.holds('said', 'yes', 'no', ok=False)", ["--smoke"], "1 claims fail: said"),
     ],
 )
 def test_a_claim_that_fails_stops_the_lesson(
-    line: str, smoke: bool, message: str, tmp_path: Path
+    line: str, options: list[str], message: str, tmp_path: Path
 ) -> None:
     script = tmp_path / "lesson.py"
     script.write_text(LESSON.format(line))
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tutorials'}:{ROOT}"}
     environment.pop("SMOKE", None)
     done = subprocess.run(
-        [sys.executable, str(script), *(["--smoke"] if smoke else [])],
+        [sys.executable, str(script), *options],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -91,7 +91,7 @@ def test_a_claim_that_fails_stops_the_lesson(
     kept = json.loads((tmp_path / "results" / "lessons" / "99_test.json").read_text())
     judged = {claim["text"]: claim["holds"] for claim in kept["claims"]}
     assert judged["exact"] is judged["noisy"] is True
-    assert judged["trained"] is (None if smoke else False)
+    assert judged["trained"] is (None if options else False)
 
 
 def test_page_of_all_claims(tmp_path: Path) -> None:

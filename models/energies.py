@@ -16,8 +16,8 @@ References:
 Example:
     >>> sorted(ENERGIES)
     ['banana', 'energy 1', 'energy 2', 'energy 3', 'energy 4', 'funnel']
-    >>> round(log_normalizer(ENERGIES["funnel"]), 3)  # a density already
-    0.0
+    >>> abs(log_normalizer(ENERGIES["funnel"])) < 1e-3  # a density already
+    True
 """
 
 import math

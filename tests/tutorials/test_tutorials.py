@@ -50,6 +50,11 @@ def test_lessons_open_as_notebooks(script: Path) -> None:
     assert script.read_text().startswith("# %% [markdown]\n# # ")
 
 
+@pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
+def test_every_tutorial_is_in_the_docs(script: Path) -> None:
+    assert f"(../tutorials/{script.name})" in (ROOT / "docs" / "lessons.md").read_text()
+
+
 LESSON = """
 from _lesson import Lesson
 lesson = Lesson("99_test", "99. Test")

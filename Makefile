@@ -4,10 +4,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help compare test test-all lint format bench-speed
+.PHONY: help compare tutorials test test-all lint format bench-speed
 
 help:
 	@echo "make compare [ARGS='--list']   compare posteriors on real data, in a table and figures"
+	@echo "make tutorials                 run every lesson, and leave a page of claims and figures"
 	@echo "make test                      lint, types, tests and doctests, but for the slow ones"
 	@echo "make test-all                  the same with the slow ones"
 	@echo "make bench-speed               step times against plain torch, Pyro and NumPyro"
@@ -16,6 +17,10 @@ help:
 
 compare: $(STAMP)
 	$(BIN)/python tutorials/compare_posteriors.py $(ARGS)
+
+tutorials: $(STAMP)
+	$(BIN)/python tutorials/_run_all.py $(ARGS)
+	$(BIN)/python tutorials/compare_posteriors.py
 
 test test-all: export OMP_NUM_THREADS ?= 1
 test: lint

@@ -16,81 +16,26 @@ from pathlib import Path
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
-from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from _cells import Cells
 
 import pyro_ext as px
-from pyro_ext.nn import MLP
+from guides.four_points import GUIDES
+from models.four_points import OPTIMUM, FourPoints, data
 
-__all__ = ["OPTIMUM", "log_evidence", "main", "train"]
+__all__ = ["main", "train"]
 
-X = torch.eye(4)
-OPTIMUM = -math.log(4)
+X = data()
 SEEDS = range(10)
 STEPS = 2000
-NOISE = 16
-
-
-class Decoder(nn.Module):
-    """The model: z ~ N(0, I), x ~ Bernoulli(σ(decoder(z)))."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = MLP(2, (64, 64), 4)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1))
-            logits = self.net(z)
-            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
-
-
-class Encoder(nn.Module):
-    """A guide without a density: a network of x and of noise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = MLP(4 + NOISE, (64, 64), 2)
-
-    def forward(self, x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            noise = dist.Normal(torch.zeros(NOISE), torch.ones(NOISE)).to_event(1)
-            e = pyro.sample("e", noise, infer={"is_auxiliary": True})
-            z = self.net(torch.cat([x.expand(*e.shape[:-1], 4), e], -1))
-            pyro.sample("z", dist.Delta(z, event_dim=1))
-
-
-class Gaussian(nn.Module):
-    """A guide with a density: mean and standard deviations from a network of x."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = MLP(4, (64, 64), 4)
-
-    def forward(self, x: Tensor) -> None:
-        loc, log_scale = self.net(x).chunk(2, -1)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-
-def log_evidence(model: Decoder) -> Tensor:
-    """Log p(x) of the four points, by quadrature."""
-    at = torch.linspace(-6, 6, 401)
-    z = torch.cartesian_prod(at, at)
-    with torch.no_grad():
-        log_z = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
-        logits = model.net(z)
-        log_x = dist.Bernoulli(logits=logits.unsqueeze(1)).log_prob(X).sum(-1)
-    return torch.logsumexp(log_x + log_z.unsqueeze(1), 0) + 2 * math.log(12 / 400)
 
 
 @cache
-def train(kind: str, seed: int) -> tuple[Decoder, Any, float, Any]:
+def train(kind: str, seed: int) -> tuple[FourPoints, Any, float, Any]:
     """Return model, guide, mean log p(x) and the loss of one fit.
 
     Args:
@@ -98,16 +43,16 @@ def train(kind: str, seed: int) -> tuple[Decoder, Any, float, Any]:
         seed: Seed.
     """
     pyro.set_rng_seed(seed)
-    model = Decoder()
+    model = FourPoints()
     if kind == "gaussian":
-        guide: Any = Gaussian()
+        guide: Any = GUIDES["gaussian"]()
         loss: Any = px.ELBO(num_particles=128)
     else:
-        guide = Encoder()
+        guide = GUIDES["implicit"]()
         loss = px.Adversarial(128, contrast=kind, critic_optim=partial(torch.optim.Adam, lr=1e-3))
     adam = partial(torch.optim.Adam, lr=1e-3)
     px.fit(model, guide, loss, X, adam, num_steps=STEPS, seed=seed, progress=False)
-    return model, guide, float(log_evidence(model).mean()), loss
+    return model, guide, float(model.log_evidence().mean()), loss
 
 
 def cell(kind: str, seed: int) -> float:

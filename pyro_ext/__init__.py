@@ -1,6 +1,7 @@
 """Guides, bounds and diagnostics for variational inference with Pyro."""
 
 from pyro_ext import bounds as bounds
+from pyro_ext import nn as nn
 from pyro_ext import ratio as ratio
 from pyro_ext.autoguide import AutoAmortized as AutoAmortized
 from pyro_ext.autoguide import AutoJoint as AutoJoint

@@ -1,6 +1,8 @@
 """Every tutorial runs, in smoke mode; a new one is found by itself."""
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TUTORIALS = sorted((ROOT / "tutorials").glob("*.py"))
+TUTORIALS = sorted((ROOT / "tutorials").glob("[!_]*.py"))
+LESSONS = [path for path in TUTORIALS if path.stem[0].isdigit()]
 
 
 def run(script: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -28,10 +31,87 @@ def test_tutorial_runs_and_leaves_figures(script: Path, tmp_path: Path) -> None:
     done = run(script, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(tmp_path.rglob("*.png"))
+    for kept in tmp_path.rglob("[0-9][0-9]_*.json"):
+        claims = json.loads(kept.read_text())["claims"]
+        assert any(claim["holds"] for claim in claims), "no claim is judged in smoke mode"
 
 
 def test_there_are_tutorials() -> None:
+    """One for each topic; the thirteenth is older than the numbers."""
     assert ROOT / "tutorials" / "compare_posteriors.py" in TUTORIALS
+    numbers = [int(path.stem[:2]) for path in LESSONS]
+    assert numbers == [number for number in range(1, 15) if number != 13]
+
+
+@pytest.mark.parametrize("script", LESSONS, ids=lambda path: path.stem)
+def test_lessons_open_as_notebooks(script: Path) -> None:
+    cells = re.findall(r"^# %%.*$", script.read_text(), flags=re.MULTILINE)
+    assert set(cells) == {"# %%", "# %% [markdown]"}
+    assert script.read_text().startswith("# %% [markdown]\n# # ")
+
+
+@pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
+def test_every_tutorial_is_in_the_docs(script: Path) -> None:
+    assert f"(../tutorials/{script.name})" in (ROOT / "docs" / "lessons.md").read_text()
+
+
+LESSON = """
+from _lesson import Lesson
+lesson = Lesson("99_test", "99. Test")
+lesson.equal("exact", 1.0, 1.0)
+lesson.equal("noisy", 1.2, 1.0, se=0.05)
+lesson.equal("trained", 9.0, 1.0, trained=True)
+{}
+lesson.finish()
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "options", "message"),
+    [
+        ("", ["--smoke"], ""),
+        ("", [], "1 claims fail: trained"),
+        ("lesson.equal('off', 1.3, 1.0, se=0.05)", ["--smoke"], "1 claims fail: off"),
+        ("lesson.equal('close', 1.0 + 1e-7, 1.0)", ["--smoke"], "1 claims fail: close"),
+        ("lesson.holds('said', 'yes', 'no', ok=False)", ["--smoke"], "1 claims fail: said"),
+    ],
+)
+def test_a_claim_that_fails_stops_the_lesson(
+    line: str, options: list[str], message: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "lesson.py"
+    script.write_text(LESSON.format(line))
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tutorials'}:{ROOT}"}
+    environment.pop("SMOKE", None)
+    done = subprocess.run(
+        [sys.executable, str(script), *options],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (1 if message else 0), done.stderr
+    assert message in done.stderr
+    kept = json.loads((tmp_path / "results" / "lessons" / "99_test.json").read_text())
+    judged = {claim["text"]: claim["holds"] for claim in kept["claims"]}
+    assert judged["exact"] is judged["noisy"] is True
+    assert judged["trained"] is (None if options else False)
+
+
+def test_page_of_all_claims(tmp_path: Path) -> None:
+    claims = [
+        {"text": "a | b", "expected": "1", "measured": "2", "holds": False},
+        {"text": "c", "expected": "3", "measured": "3", "holds": True},
+    ]
+    found = {"title": "1. One", "seconds": 2.0, "figures": ["01_one.png"], "claims": claims}
+    (tmp_path / "01_one.json").write_text(json.dumps(found))
+    done = run(ROOT / "tutorials" / "_run_all.py", tmp_path, "--page-only", "--out", ".")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "README.md").read_text()
+    assert "| 1. One | a \\| b | 1 | 2 **fails** |" in page
+    assert "|  | c | 3 | 3 |" in page
+    assert "![1. One](01_one.png)" in page
 
 
 COMPARE = ROOT / "tutorials" / "compare_posteriors.py"

@@ -59,8 +59,8 @@ from pyro_ext.losses import WakeSleep as WakeSleep
 from pyro_ext.minibatch import MiniBatch as MiniBatch
 from pyro_ext.ratio import Adversarial as Adversarial
 from pyro_ext.training import AutoRun as AutoRun
-from pyro_ext.training import LocalRun as LocalRun
 from pyro_ext.training import CompiledSVI as CompiledSVI
+from pyro_ext.training import LocalRun as LocalRun
 from pyro_ext.training import Run as Run
 from pyro_ext.training import fit as fit
 from pyro_ext.training import refine as refine

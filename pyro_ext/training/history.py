@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_ext.losses import ELBO, Annealed
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.batches import Step
 
 __all__ = ["RECORD_EVERY", "History"]
 
@@ -20,45 +21,57 @@ class History:
     Args:
         loss: The loss that is minimized.
         num_data: Number of data.
-        num_steps: Number of steps of the run.
         devices: GPUs whose random state is left alone.
     """
 
-    def __init__(self, loss: BoundLoss, num_data: int, num_steps: int, devices: list[int]) -> None:
-        self.num_data, self._num_steps = num_data, num_steps
+    def __init__(self, loss: BoundLoss, num_data: int, devices: list[int]) -> None:
+        self.num_data = num_data
         self._loss, self._devices = loss, devices
         self.losses: list[Tensor] = []
         self.elbos: list[float] = []
         self.elbo_steps: list[int] = []
 
-    def record(
+    def before(
         self,
-        step: int,
-        value: Tensor,
+        number: int,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        args: tuple[Any, ...],
+        step: Step,
+        *,
+        last: bool,
     ) -> None:
-        """Record the ELBO at every 50th step; another pass estimates it if the loss is another.
+        """Estimate the ELBO at every 50th step and the last, where the loss itself does not tell.
 
         Args:
-            step: The step.
-            value: Value of the loss.
+            number: Number of the step.
             model: The model.
             guide: Its guide.
-            args: Arguments of the step.
+            step: The step.
+            last: Whether it is the last one.
         """
-        if step % RECORD_EVERY and step != self._num_steps - 1:
+        # Without a density there is no log q for the plain ELBO.
+        if (number % RECORD_EVERY and not last) or not self._loss.needs_density:
             return
-        if not self._loss.needs_density:
-            return  # there is no log q for the plain ELBO
-        self.elbo_steps.append(step)
+        self.elbo_steps.append(number)
+        if self._known(number):
+            return
         loss = self._loss
-        annealed = loss if isinstance(loss, Annealed) else None
-        known = isinstance(loss, ELBO) if annealed is None else annealed.at(step) == 1
-        if known:
+        plain = loss.elbo if isinstance(loss, Annealed) else ELBO()
+        with torch.random.fork_rng(devices=self._devices), step.context:
+            self.elbos.append(-plain.loss(model, guide, *step.args))
+
+    def after(self, number: int, value: Tensor) -> None:
+        """Record the loss of a step.
+
+        Args:
+            number: Number of the step.
+            value: Its loss.
+        """
+        self.losses.append(value)
+        if len(self.elbos) < len(self.elbo_steps):
             self.elbos.append(-value.item())
-            return
-        with torch.random.fork_rng(devices=self._devices):
-            plain = ELBO() if annealed is None else annealed.elbo
-            self.elbos.append(-plain.loss(model, guide, *args))
+
+    def _known(self, number: int) -> bool:
+        """Tell whether minus the loss is the plain ELBO."""
+        loss = self._loss
+        return loss.at(number) == 1 if isinstance(loss, Annealed) else isinstance(loss, ELBO)

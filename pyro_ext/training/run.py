@@ -34,6 +34,7 @@ class Run:
         elbo_steps: The steps that it is of, shape ``(records,)``.
         num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
             known.
+        compiled: From which step on the steps were compiled, or why they were not.
     """
 
     model: Callable[..., Any]
@@ -47,6 +48,7 @@ class Run:
     elbo_per_datum: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
     elbo_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(repr=False)
     num_data: int
+    compiled: str = field(default="", kw_only=True)
 
     @property
     def num_steps(self) -> int:

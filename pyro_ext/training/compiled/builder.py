@@ -1,6 +1,7 @@
 """From a model, guide and loss to a step that was proved to be the eager one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -88,6 +89,7 @@ def build(
     skipped: Tensor,
     *,
     backend: str,
+    within: Callable[[Tensor], AbstractContextManager[Any]] | None = None,
 ) -> Built:
     """Record a step, compile it, and prove it.
 
@@ -98,6 +100,8 @@ def build(
         optimizer: The optimizer, which knows them.
         skipped: Counter of the steps that were not applied.
         backend: ``"inductor"`` or ``"graph"``.
+        within: If given, the first argument is not the model's: this makes of it the context that
+            the loss runs in.
 
     Raises:
         Unsuitable: If the step cannot be made into a graph, or is not the eager one.
@@ -109,7 +113,10 @@ def build(
 
     def eager(*tensors: Tensor) -> Tensor:
         args, kwargs = call.rebuilt(tensors)
-        with pyro.validation_enabled(is_validate=False), torch.enable_grad():
+        context: AbstractContextManager[Any] = nullcontext()
+        if within is not None:
+            context, args = within(args[0]), args[1:]
+        with pyro.validation_enabled(is_validate=False), torch.enable_grad(), context:
             return differentiable(model, guide, *args, **kwargs)
 
     try:

@@ -85,6 +85,7 @@ class Adversarial(BoundLoss):
 
     estimators: ClassVar[tuple[str, ...]] = ("adversarial",)
     needs_density: ClassVar[bool] = False
+    chunks: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -58,8 +58,13 @@ from pyro_ext.losses import WakeSleep as WakeSleep
 from pyro_ext.minibatch import MiniBatch as MiniBatch
 from pyro_ext.ratio import Adversarial as Adversarial
 from pyro_ext.training import AutoRun as AutoRun
+from pyro_ext.training import Checkpoints as Checkpoints
 from pyro_ext.training import CompiledSVI as CompiledSVI
+from pyro_ext.training import Holdout as Holdout
+from pyro_ext.training import Plateau as Plateau
+from pyro_ext.training import Progress as Progress
 from pyro_ext.training import Run as Run
+from pyro_ext.training import TensorBoard as TensorBoard
 from pyro_ext.training import fit as fit
 from pyro_ext.training import refine as refine
 from pyro_ext.weights import LogWeights as LogWeights

@@ -59,8 +59,8 @@ def in_chunks(loss: "BoundLoss", pair: Pair, chunk_size: int) -> Tensor:
         if wanted and not leaves:
             leaves = _leaves([t for term in log_weights.terms for t in _parts(term).values()])
         terms = tuple(_on_their_own(term, {}) for term in log_weights.terms)
-        # The traces hold what takes memory.
         weighed.append(LogWeights(terms, Trace(), Trace(), log_weights.max_plate_nesting))
+        _forget(log_weights)
         del log_weights
     whole = _joined(weighed, plan, axis)
     inputs = [t.requires_grad_(wanted) for term in whole.terms for t in _parts(term).values()]
@@ -80,9 +80,11 @@ def in_chunks(loss: "BoundLoss", pair: Pair, chunk_size: int) -> Tensor:
             outputs = [
                 t for term in log_weights.terms for t in _aligned(term, part, axis).values()
             ]
+            _forget(log_weights)
+            del log_weights, term, full
             known = [None if factor is None else factor[number] for factor in factors]
             found = _gradient(outputs, known, leaves)
-            del log_weights, term, full, outputs
+            del outputs
         grads = [_sum(one, other) for one, other in zip(grads, found, strict=True)]
     return _Known.apply(value.detach(), grads, *leaves)
 
@@ -122,6 +124,14 @@ def _look(loss: "BoundLoss", pair: Pair, part: Particles) -> None:
     if recall(pair, joint=loss.joint, rerun=rerun, many=many) is None:
         few = Particles(min(part.inner, 2), min(part.outer, 2))
         loss._check(loss._weigh(pair, few))
+
+
+def _forget(log_weights: LogWeights) -> None:
+    """Empty the traces, whose cycles of references would keep their tensors for a while."""
+    for trace in (log_weights.model_trace, log_weights.guide_trace):
+        for node in trace.nodes.values():
+            node.clear()
+        trace.nodes.clear()
 
 
 def _plan(particles: Particles, chunk_size: int) -> tuple[int, list[Particles]]:
@@ -167,7 +177,7 @@ def _aligned(term: Term, part: Particles, axis: int) -> dict[str, Tensor]:
     }
 
 
-def _on_their_own(term: Term, parts: dict[str, Tensor]) -> Term:
+def _on_their_own(term: Term, parts: dict[str, Any]) -> Term:
     """Return a term with other tensors, or its own without their history."""
     path = PathScale()
     return replace(term, **(parts or {n: t.detach() for n, t in _parts(term).items()}), _path=path)

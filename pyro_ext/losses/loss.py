@@ -164,6 +164,17 @@ class BoundLoss(pyro.infer.ELBO):
         other._chunk_size = chunk_size
         return other
 
+    def training_state(self) -> dict[str, Any]:
+        """Return what the loss itself has learned, for a checkpoint: nothing, as a rule."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take over what a loss had learned.
+
+        Args:
+            state: What ``training_state`` returned.
+        """
+
     def _mode(self) -> Mode:
         """Return where gradients flow in this loss's log weights."""
         stop = self.estimator in ("stl", "dreg") and torch.is_grad_enabled()

@@ -1,7 +1,8 @@
 """Fit a guide: one torch optimizer over all parameters, and mini-batches of its own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,9 @@ from pyro_ext.families import Family
 from pyro_ext.losses import ELBO
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.auto.entry import fit_without_settings
+from pyro_ext.training.callbacks import Callback
+from pyro_ext.training.checkpoints import Checkpoints
+from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.run import Run
 from pyro_ext.training.session import Session, Settings
 
@@ -33,8 +37,14 @@ def fit(
     plate: str | None = None,
     train: str = "both",
     clip_norm: float | None = None,
+    nonfinite: str = "raise",
+    chunk: int | str | None = None,
     compile: str | bool = "auto",
     deterministic: bool = False,
+    holdout: Holdout | None = None,
+    plateau: Plateau | None = None,
+    checkpoints: Checkpoints | str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
     seed: int | None = None,
     progress: bool = True,
 ) -> Run:
@@ -68,11 +78,23 @@ def fit(
         plate: Name of the data plate, where more than one plate has the data's size.
         train: What to train: ``"both"``, ``"model"`` or ``"guide"``.
         clip_norm: Largest norm of the gradient of all parameters together.
+        nonfinite: What to do where a loss or gradient is not finite, which is never applied:
+            ``"raise"`` an error that names step, site and rows; ``"skip"`` the step; or
+            ``"halve"``: go back to the parameters of at most 50 steps before, with half the
+            learning rates.
+        chunk: Largest number of particles in memory at once, to the same gradient; ``"auto"``
+            halves it until a step fits.
         compile: Whether the step becomes a compiled graph, as in ``CompiledSVI``. ``"auto"``
             waits until the steps that are left pay for it, by the time of the first ones;
             ``run.compiled`` tells. The numbers are those of eager steps, up to rounding.
         deterministic: Whether the same seed gives the same bits each time: with
             ``compile="auto"`` the number of steps alone then decides, not the clock.
+        holdout: Held-out data to look at every so often: ``px.Holdout(x_test)``.
+        plateau: When to stop before ``num_steps``: ``px.Plateau()``.
+        checkpoints: A folder to save to, and to go on from: the same call resumes a run that was
+            killed, to the last bit. ``px.Checkpoints(folder, every=1000)`` has options.
+        callbacks: Called after each step with a ``Progress``; a text that one returns stops the
+            fit.
         seed: Seed of the fit; the caller's random state stays as it was.
         progress: Whether to show a progress bar (never if the output is no terminal).
 
@@ -124,6 +146,10 @@ def fit(
         )
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0.")
+    if isinstance(checkpoints, (str, Path)):
+        checkpoints = Checkpoints(checkpoints)
+    if seed is None and checkpoints is not None:
+        seed = checkpoints.seed
     settings = Settings(
         model,
         guide,
@@ -136,8 +162,14 @@ def fit(
         plate,
         train,
         clip_norm,
+        nonfinite,
+        chunk,
         compile,
         deterministic,
+        holdout,
+        plateau,
+        checkpoints,
+        tuple(callbacks),
         int(torch.randint(2**31, ())) if seed is None else seed,
         progress,
     )

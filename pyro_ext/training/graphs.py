@@ -54,8 +54,9 @@ class Graphs:
         self._compile, self._deterministic = compile, deterministic
         self._seen, self._operations, self._changes = 0, 0, 0
         self._times: list[float] = []
+        self._due_at_once = False
         self._open = compile is not False
-        self._first: Any = None
+        self._first: list[tuple[int, ...]] | None = None
         self.built: Built | None = None
         self.skipped = torch.zeros((), dtype=torch.int64, device=params[0].device)
         self.told = "no: compile=False" if compile is False else "no"
@@ -106,10 +107,11 @@ class Graphs:
         if not self._open or self.built is not None or optimizers is None:
             return
         call = call_of(_arguments(step), {})
+        shapes = [tuple(tensor.shape) for tensor in call.tensors]
         if self._first is None:
-            self._first = call.signature
+            self._first = shapes
         # A short last batch is no reason for a graph.
-        if call.signature != self._first or not self._due(number, left):
+        if shapes != self._first or not self._due(number, left):
             return
         if (why := self._unsuitable(optimizers)) is not None:
             self._refuse(why)
@@ -123,6 +125,31 @@ class Graphs:
             self._refuse(str(error))
         finally:
             self._say(None)
+
+    def change_loss(self, loss: BoundLoss) -> None:
+        """Forget the graph, and go on with another loss of the same value.
+
+        Args:
+            loss: The loss.
+        """
+        self._roots = (*self._roots[:2], loss)
+        self.built, self._seen = None, 0
+        self._times.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Return what it takes to go on by graph where one was in use."""
+        return {"used": self.built is not None, "first": self._first, "told": self.told}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on by graph, without an eager step first, if that is what was done.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        self._first = None if state["first"] is None else [tuple(s) for s in state["first"]]
+        self._due_at_once = state["used"]
+        if self._open:
+            self.told = state["told"]
 
     def _build(self, call: Call, step: Step, optimizers: Optimizers) -> Built:
         for param in self._params:
@@ -141,6 +168,8 @@ class Graphs:
 
     def _due(self, number: int, left: int) -> bool:
         """Tell whether to compile now; the first step is always eager, with validation."""
+        if self._due_at_once:
+            return True
         if self._seen < 1:
             return False
         if self._compile is True or self._changes:

@@ -30,6 +30,8 @@ class History:
         self.losses: list[Tensor] = []
         self.elbos: list[float] = []
         self.elbo_steps: list[int] = []
+        self.holdout: list[float] = []
+        self.holdout_steps: list[int] = []
 
     def before(
         self,
@@ -70,6 +72,29 @@ class History:
         self.losses.append(value)
         if len(self.elbos) < len(self.elbo_steps):
             self.elbos.append(-value.item())
+
+    def state(self) -> dict[str, Any]:
+        """Return the records."""
+        losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        names = ("elbos", "elbo_steps", "holdout", "holdout_steps")
+        return {"losses": losses, **{name: getattr(self, name) for name in names}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over records.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        self.losses = list(state["losses"].unbind())
+        for name in ("elbos", "elbo_steps", "holdout", "holdout_steps"):
+            setattr(self, name, list(state[name]))
+
+    def shown(self) -> dict[str, str]:
+        """Return what a progress bar shows: the loss, and the bound per datum."""
+        shown = {"loss": f"{self.losses[-1].item():.2f}"}
+        if self.elbos:
+            shown["elbo_per_datum"] = f"{self.elbos[-1] / self.num_data:.4g}"
+        return shown
 
     def _known(self, number: int) -> bool:
         """Tell whether minus the loss is the plain ELBO."""

@@ -1,6 +1,6 @@
 """The optimizer of a fit, and one beside it that updates tables by rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class Optimizers:
         schedule: From that optimizer to a torch learning-rate scheduler.
         params: The parameters, with their first gradients.
         clip_norm: Largest norm of the gradient of all parameters together, or None.
+        sparse: Which parameters have sparse gradients; by default, those whose first one is.
 
     Raises:
         ValueError: If a gradient is sparse and the optimizer has no form by rows.
@@ -39,14 +40,19 @@ class Optimizers:
         params: list[Tensor],
         *,
         clip_norm: float | None = None,
+        sparse: Sequence[int] | None = None,
     ) -> None:
         self._params, self._clip_norm = params, clip_norm
         self.for_graph: AllParameters | None = None
-        sparse = {id(p) for p in params if p.grad is not None and p.grad.is_sparse}
+        if sparse is None:
+            grads = enumerate(param.grad for param in params)
+            sparse = [i for i, grad in grads if grad is not None and grad.is_sparse]
+        self.sparse = list(sparse)
         if sparse:
             self.optimizers = [optim(params)]
             if not isinstance(self.optimizers[0], _TAKES_SPARSE):
-                self.optimizers.append(_move_rows(self.optimizers[0], sparse))
+                moved = {id(params[index]) for index in sparse}
+                self.optimizers.append(_move_rows(self.optimizers[0], moved))
         else:
             self.for_graph = AllParameters(optim, clip_norm)
             self.for_graph.include(params)
@@ -68,6 +74,35 @@ class Optimizers:
         """Step the schedulers alone, where a graph has updated the parameters."""
         for scheduler in self.schedulers:
             scheduler.step()
+
+    def halve(self) -> None:
+        """Halve all learning rates, from now on."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for key in ("lr", "initial_lr"):
+                    if key in group:
+                        group[key] = group[key] / 2
+        for scheduler in self.schedulers:
+            scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of optimizers and schedulers."""
+        return {
+            "sparse": self.sparse,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over the state of others.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
 
     def _clip(self, largest: float) -> None:
         grads = [param.grad for param in self._params if param.grad is not None]

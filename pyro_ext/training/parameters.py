@@ -15,7 +15,7 @@ from pyro_ext._checks import Pair
 from pyro_ext._run import traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
-from pyro_ext.training.nonfinite import nonfinite_rows
+from pyro_ext.training.badrows import nonfinite_rows
 
 __all__ = ["TRAIN", "Parameters", "find_parameters", "held"]
 

@@ -35,6 +35,9 @@ class Run:
         num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
             known.
         compiled: From which step on the steps were compiled, or why they were not.
+        holdout_per_datum: Minus the loss of held-out data per row, shape ``(looks,)``.
+        holdout_steps: The steps after which that was, shape ``(looks,)``.
+        session: What it takes to go on.
     """
 
     model: Callable[..., Any]
@@ -49,11 +52,39 @@ class Run:
     elbo_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(repr=False)
     num_data: int
     compiled: str = field(default="", kw_only=True)
+    holdout_per_datum: "np.ndarray[Any, np.dtype[np.float64]]" = field(
+        default_factory=lambda: np.zeros(0), repr=False, kw_only=True
+    )
+    holdout_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False, kw_only=True
+    )
+    session: Any = field(default=None, repr=False, compare=False, kw_only=True)
 
     @property
     def num_steps(self) -> int:
         """Number of steps that were taken."""
         return len(self.losses)
+
+    def resume(self, num_steps: int) -> "Run":
+        """Take further steps, from where the fit stopped, and return the longer run.
+
+        Optimizer, learning-rate schedule, order of the rows and random numbers go on as if it had
+        never stopped. The parameters are those of this run, which is not to be resumed twice.
+
+        Args:
+            num_steps: Number of further steps.
+
+        Raises:
+            ValueError: If the fit has nothing to go on with, as an automatic one.
+        """
+        if self.session is None:
+            raise ValueError(
+                "Run.resume: expected a run of px.fit with settings; this one was found without. "
+                "Write: px.fit(model, run.guide, data=data)."
+            )
+        self.session.resume(num_steps)
+        resumed: Run = self.session.run()
+        return resumed
 
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draw latents of all rows from the fitted guide, shape ``(num_samples, *site)`` each.

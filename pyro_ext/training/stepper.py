@@ -48,7 +48,7 @@ class Stepper:
         guide: Callable[..., Any],
         loss: BoundLoss,
         params: list[Tensor],
-        make_optimizers: Callable[[], Optimizers],
+        make_optimizers: Callable[..., Optimizers],
         graphs: Graphs,
     ) -> None:
         self._model, self._guide, self._loss = model, guide, loss
@@ -78,6 +78,31 @@ class Stepper:
         value = graphs.built.take(tensors)
         optimizers.step_schedules()
         return Taken(value, int(graphs.skipped) == before)
+
+    def change_loss(self, loss: BoundLoss) -> None:
+        """Go on with another loss of the same value.
+
+        Args:
+            loss: The loss.
+        """
+        self._loss = loss
+        self.graphs.change_loss(loss)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the optimizers, and whether there is a graph."""
+        optimizers = None if self.optimizers is None else self.optimizers.state()
+        return {"optimizers": optimizers, "graphs": self.graphs.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over the state of another stepper.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        self.graphs.load(state["graphs"])
+        if state["optimizers"] is not None:
+            self.optimizers = self._make_optimizers(sparse=state["optimizers"]["sparse"])
+            self.optimizers.load(state["optimizers"])
 
     def _eager(self, step: Step) -> Taken:
         validate, self._checked = not self._checked, True

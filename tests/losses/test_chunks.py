@@ -110,3 +110,79 @@ def test_value_and_gradient_are_those_of_all_particles(name, chunk_size, monkeyp
     for grad, other in zip(grads, wanted, strict=True):
         torch.testing.assert_close(grad, other, rtol=1e-10, atol=1e-12)
         assert grad.abs().max() > 0
+
+
+def test_all_particles_see_the_rows_that_a_model_draws(monkeypatch):
+    """The log weights of a joint weight would be of other data in each chunk."""
+    rows = []
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 10, subsample_size=3) as drawn:
+            rows.append(drawn)
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x[drawn])
+
+    guide = px.AutoJoint(model)
+    loss = px.ELBO(6).in_chunks(2)
+    loss.differentiable_loss(model, guide, torch.arange(10.0))
+    rows.clear()
+    loss.differentiable_loss(model, guide, torch.arange(10.0))
+    assert len(rows) > 3
+    assert all(torch.equal(drawn, rows[0]) for drawn in rows)
+    loss.differentiable_loss(model, guide, torch.arange(10.0))
+    assert not torch.equal(rows[0], rows[-1])
+
+
+def test_local_particles_of_one_global_draw_stay_together():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = px.AutoPerDatapoint(model)
+    with pytest.raises(ValueError, match=r"share the draw of the global.*joint=True"):
+        px.IWAE(6).in_chunks(2).loss(model, guide, torch.zeros(3))
+    assert px.IWAE(6, joint=True).in_chunks(2).loss(model, guide, torch.zeros(3)) > 0
+    assert px.MIWAE(4, 3).in_chunks(3).loss(model, guide, torch.zeros(3)) > 0
+
+
+def test_the_expression_and_what_cannot_be_cut():
+    assert repr(px.IWAE(8).in_chunks(2)).endswith(".in_chunks(2)")
+    assert px.IWAE(8).in_chunks(2).num_particles == 8
+    with pytest.raises(ValueError, match="PIWAE: expected a loss whose gradient is that of log"):
+        px.PIWAE(2, 3).in_chunks(1)
+    with pytest.raises(ValueError, match=r"IWAE: expected chunk_size >= 1; got 0\."):
+        px.IWAE(3).in_chunks(0)
+
+
+def test_a_model_that_draws_by_itself_is_refused():
+    calls = []
+
+    def model(x):
+        calls.append(None)
+        with pyro.plate("data", len(x)):
+            noise = torch.randn(()) if len(calls) % 5 == 0 else 0.0
+            z = pyro.sample("z", dist.Normal(noise, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+    def many():
+        for _ in range(10):
+            px.IWAE(6).in_chunks(2).differentiable_loss(model, guide, torch.zeros(3))
+
+    with pytest.raises(RuntimeError, match="draw the same random numbers when they run a second"):
+        many()
+
+
+def test_gradients_by_rows_stay_sparse():
+    model = px.testing.NormalLocal.simulate(8).model
+    guide = px.AutoPerDatapoint(model, sparse=True)
+    x = torch.zeros(8)
+    guide.setup(x)
+    value = px.IWAE(4).in_chunks(2).differentiable_loss(model, guide, x)
+    (grad,) = torch.autograd.grad(value, [guide.local_params])
+    assert grad.is_sparse

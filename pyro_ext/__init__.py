@@ -66,7 +66,9 @@ from pyro_ext.training import Progress as Progress
 from pyro_ext.training import Run as Run
 from pyro_ext.training import TensorBoard as TensorBoard
 from pyro_ext.training import fit as fit
+from pyro_ext.training import load_pair as load_pair
 from pyro_ext.training import refine as refine
+from pyro_ext.training import save_pair as save_pair
 from pyro_ext.weights import LogWeights as LogWeights
 from pyro_ext.weights import Term as Term
 from pyro_ext.weights import log_weights as log_weights

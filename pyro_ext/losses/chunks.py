@@ -129,9 +129,10 @@ def _look(loss: "BoundLoss", pair: Pair, part: Particles) -> None:
 def _forget(log_weights: LogWeights) -> None:
     """Empty the traces, whose cycles of references would keep their tensors for a while."""
     for trace in (log_weights.model_trace, log_weights.guide_trace):
-        for node in trace.nodes.values():
+        nodes: dict[str, Any] = trace.nodes
+        for node in nodes.values():
             node.clear()
-        trace.nodes.clear()
+        nodes.clear()
 
 
 def _plan(particles: Particles, chunk_size: int) -> tuple[int, list[Particles]]:

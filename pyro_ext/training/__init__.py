@@ -10,6 +10,8 @@ from pyro_ext.training.holdout import Holdout as Holdout
 from pyro_ext.training.holdout import Plateau as Plateau
 from pyro_ext.training.refine import refine as refine
 from pyro_ext.training.run import Run as Run
+from pyro_ext.training.serving import load_pair as load_pair
+from pyro_ext.training.serving import save_pair as save_pair
 
 __all__ = [
     "AutoRun",
@@ -21,5 +23,7 @@ __all__ = [
     "Run",
     "TensorBoard",
     "fit",
+    "load_pair",
     "refine",
+    "save_pair",
 ]

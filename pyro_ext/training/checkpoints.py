@@ -105,7 +105,7 @@ class Checkpoints:
         files = self.files
         for number, path in enumerate(files):
             try:
-                return path, read(path, "checkpoint")
+                return path, _checked(path)
             except DamagedFile as error:
                 if self.damaged == "raise" or number == len(files) - 1:
                     instead = (
@@ -119,3 +119,10 @@ class Checkpoints:
                     f"fit: {error} Going on from the one before.", UserWarning, stacklevel=2
                 )
         return None
+
+
+def _checked(path: Path) -> dict[str, Any]:
+    payload = read(path, "checkpoint")
+    if not isinstance(payload, dict) or "asked" not in payload:
+        raise DamagedFile(f"{path}: expected what px.fit saves; it holds something else.")
+    return payload

@@ -1,6 +1,7 @@
 """What a fit records on its way."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,12 +22,17 @@ class History:
     Args:
         loss: The loss that is minimized.
         num_data: Number of data.
-        devices: GPUs whose random state is left alone.
+        unchanged: Makes a context that leaves random states and buffers as they are.
     """
 
-    def __init__(self, loss: BoundLoss, num_data: int, devices: list[int]) -> None:
+    def __init__(
+        self,
+        loss: BoundLoss,
+        num_data: int,
+        unchanged: Callable[[], AbstractContextManager[None]],
+    ) -> None:
         self.num_data = num_data
-        self._loss, self._devices = loss, devices
+        self._loss, self._unchanged = loss, unchanged
         self.losses: list[Tensor] = []
         self.elbos: list[float] = []
         self.elbo_steps: list[int] = []
@@ -59,7 +65,7 @@ class History:
             return
         loss = self._loss
         plain = loss.elbo if isinstance(loss, Annealed) else ELBO()
-        with torch.random.fork_rng(devices=self._devices), step.context:
+        with self._unchanged(), step.context:
             self.elbos.append(-plain.loss(model, guide, *step.args))
 
     def after(self, number: int, value: Tensor) -> None:
@@ -88,6 +94,11 @@ class History:
         self.losses = list(state["losses"].unbind())
         for name in ("elbos", "elbo_steps", "holdout", "holdout_steps"):
             setattr(self, name, list(state[name]))
+
+    def go_on(self) -> None:
+        """Forget the record of a last step that is the last no more."""
+        if self.elbo_steps and self.elbo_steps[-1] % RECORD_EVERY:
+            del self.elbo_steps[-1], self.elbos[-1]
 
     def shown(self) -> dict[str, str]:
         """Return what a progress bar shows: the loss, and the bound per datum."""

@@ -1,7 +1,9 @@
 """Fewer particles in memory at once, where there is not the memory for all."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 
@@ -9,6 +11,8 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.randomness import get_random, set_random
 
 __all__ = ["Chunks"]
+
+Result = TypeVar("Result")
 
 
 class Chunks:
@@ -41,35 +45,45 @@ class Chunks:
             self._made = self.size, chunked
         return self._made[1]
 
-    def halve(self) -> str:
-        """Halve the number of particles at once, and return a line that says so."""
-        self.size = (self._total if self.size is None else self.size) // 2
-        return (
-            f"fit: there is not enough memory for all {self._total} particles; the steps go on "
-            f"with {self.size} at once, to the same gradient. Write chunk={self.size} to begin so."
-        )
-
-    def guarded(self, devices: Sequence[int]) -> "_Guard":
-        """Return a context that notes an error of memory, where fewer particles might help.
+    def run(
+        self,
+        act: Callable[[BoundLoss], Result],
+        devices: Sequence[int],
+        changed: Callable[[BoundLoss], None] | None = None,
+    ) -> Result:
+        """Return what a function makes of the loss, in the largest chunks that fit.
 
         Args:
+            act: The function.
             devices: GPUs that are drawn from.
+            changed: Called with the loss when its chunks have become smaller.
         """
-        more = (self._total if self.size is None else self.size) > 1
-        return _Guard(devices, watching=self._auto and more and self._loss.chunks)
+        while True:
+            more = (self._total if self.size is None else self.size) > 1
+            watching = self._auto and more and self._loss.chunks
+            with _Guard(devices, watching=watching):
+                return act(self.loss)
+            self.size = (self._total if self.size is None else self.size) // 2
+            warnings.warn(
+                f"fit: there is not enough memory for all {self._total} particles; the steps go "
+                f"on with {self.size} at once, to the same gradient. Write chunk={self.size} to "
+                "begin so.",
+                UserWarning,
+                stacklevel=2,
+            )
+            if changed is not None:
+                changed(self.loss)
 
 
 class _Guard:
-    """Notes that memory ran out, and puts the random states back."""
+    """Swallows that memory ran out, and puts the random states back."""
 
     def __init__(self, devices: Sequence[int], *, watching: bool) -> None:
         self._devices, self._watching = devices, watching
-        self.failed = False
 
-    def __enter__(self) -> "_Guard":
+    def __enter__(self) -> None:
         if self._watching:
             self._before = get_random(self._devices)
-        return self
 
     def __exit__(
         self,
@@ -79,7 +93,6 @@ class _Guard:
     ) -> bool:
         if error is None or not self._watching or not _out_of_memory(error):
             return False
-        self.failed = True
         set_random(self._before, self._devices)
         if self._devices:
             torch.cuda.empty_cache()

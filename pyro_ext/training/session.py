@@ -1,9 +1,8 @@
 """A fit while it runs: its state, and the loop over its steps."""
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,6 +19,8 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step, batches_of, count_rows
 from pyro_ext.training.callbacks import Callback, Progress
 from pyro_ext.training.checkpoints import Checkpoints
+from pyro_ext.training.compiled.builder import buffers
+from pyro_ext.training.compiled.proof import unchanged
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.history import RECORD_EVERY, History
 from pyro_ext.training.holdout import Holdout, Plateau
@@ -99,10 +100,15 @@ class Session:
             if isinstance(loss, Annealed):
                 loss.start(settings.num_steps)
             pair = Pair(model, guide, args, {})
-            self.params = find_parameters(pair, loss, settings.train)
+            self.params = self._chunks.run(
+                partial(find_parameters, pair, train=settings.train), settings.devices
+            )
+            loss = self._chunks.loss
             trained = self.params.trained
             plate = settings.plate or getattr(guide, "plate", None)
-            self.history = History(loss, count_rows(pair, plate), settings.devices)
+            changing = buffers((model, guide, loss))
+            num_data = count_rows(pair, plate)
+            self.history = History(loss, num_data, partial(unchanged, changing, trained[0].device))
             order = settings.seed + _ORDER
             self.batches = batches_of(model, args, settings.batch_size, plate, order)
             make = partial(
@@ -123,6 +129,8 @@ class Session:
             every = (*trained, *self.params.held)
             self._named = named_tensors(model, guide, loss, every)
             self._blowups = Blowups(settings.nonfinite, pair, loss, self._named)
+            if changing:
+                self._rehearse(partial(unchanged, changing, trained[0].device))
             if settings.checkpoints is not None:
                 self._take_up(settings.checkpoints)
 
@@ -169,6 +177,7 @@ class Session:
             num_steps: Number of steps beyond those that were taken.
         """
         self.stopped, self.num_steps = None, self.number + num_steps
+        self.history.go_on()
         self.train()
 
     def run(self) -> Run:
@@ -218,17 +227,13 @@ class Session:
 
     def _take(self, step: Step) -> Taken:
         """Take a step, with fewer particles at once if there is not the memory for all."""
-        left = self.num_steps - self.number
-        while True:
-            loss = self._chunks.loss
+
+        def act(loss: BoundLoss) -> Taken:
             if isinstance(loss, Annealed):
                 loss.step = self.number
-            with self._chunks.guarded(self.settings.devices) as guard:
-                taken = self.stepper.take(step, self.number, left)
-            if not guard.failed:
-                return taken
-            warnings.warn(self._chunks.halve(), UserWarning, stacklevel=2)
-            self.stepper.change_loss(self._chunks.loss)
+            return self.stepper.take(step, self.number, self.num_steps - self.number)
+
+        return self._chunks.run(act, self.settings.devices, self.stepper.change_loss)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -266,7 +271,6 @@ class Session:
             return
         path, state = found
         check_asked(state["asked"], self._asked(), f"fit: {path}")
-        self._rehearse(next(self.batches))
         load_tensors(self._named, state["tensors"], f"fit: {path}")
         self.number, self.seconds, self.stopped = (
             state["number"],
@@ -282,15 +286,20 @@ class Session:
         self._chunks.loss.load_training_state(state["loss"])
         self.batches.load(state["batches"])
         self.history.load(state["history"])
+        if self.number < self.num_steps:
+            self.history.go_on()
         self._blowups.steps = list(state["blowups"])
         set_random(state["random"], self.settings.devices)
 
-    def _rehearse(self, step: Step) -> None:
-        """Let all that happens at a first step happen, before the buffers of modules are loaded."""
-        settings = self.settings
-        self.history.before(0, settings.model, settings.guide, step, last=False)
-        with held(self.params.held), step.context:
-            self._chunks.loss.differentiable_loss(settings.model, settings.guide, *step.args)
+    def _rehearse(self, unchanged: Callable[[], AbstractContextManager[None]]) -> None:
+        """Let the plates be found now, which runs the modules, so that no buffer counts it."""
+        settings, start = self.settings, self.batches.state()
+        loss, learned = self._chunks.loss, self._chunks.loss.training_state()
+        step = next(self.batches)
+        with unchanged(), held(self.params.held), step.context:
+            loss.differentiable_loss(settings.model, settings.guide, *step.args)
+        loss.load_training_state(learned)
+        self.batches.load(start)
 
     def _say(self, what: str | None) -> None:
         if self._bar is not None:

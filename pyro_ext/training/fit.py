@@ -18,7 +18,8 @@ from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.run import Run
-from pyro_ext.training.session import Session, Settings
+from pyro_ext.training.session import Session
+from pyro_ext.training.settings import Settings
 
 __all__ = ["Run", "arguments", "fit"]
 

@@ -1,77 +1,40 @@
 """A fit while it runs: its state, and the loop over its steps."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from pyro_ext._checks import Pair
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step, batches_of, count_rows
-from pyro_ext.training.callbacks import Callback, Progress
+from pyro_ext.training.callbacks import Progress
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.compiled.builder import buffers
 from pyro_ext.training.compiled.proof import unchanged
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.history import RECORD_EVERY, History
-from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.memory import Chunks
 from pyro_ext.training.nonfinite import Blowups
 from pyro_ext.training.optimizers import Optimizers
 from pyro_ext.training.parameters import find_parameters, held
 from pyro_ext.training.randomness import get_random, set_random
 from pyro_ext.training.run import Run
+from pyro_ext.training.settings import Settings
 from pyro_ext.training.signals import Signals
 from pyro_ext.training.snapshot import check_asked, digest, load_tensors, named_tensors
 from pyro_ext.training.stepper import Stepper, Taken
 from pyro_ext.training.store import OwnedEntries
 
-__all__ = ["Session", "Settings"]
+__all__ = ["Session"]
 
 _ORDER = 2**32  # between the seed of a run and that of its order of rows
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a user asked of a fit, see ``fit``."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    loss: BoundLoss
-    args: tuple[Any, ...]
-    optim: Callable[[list[Tensor]], torch.optim.Optimizer]
-    schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None
-    num_steps: int
-    batch_size: int | None
-    plate: str | None
-    train: str
-    clip_norm: float | None
-    nonfinite: str
-    chunk: int | str | None
-    compile: str | bool
-    deterministic: bool
-    holdout: Holdout | None
-    plateau: Plateau | None
-    checkpoints: Checkpoints | None
-    callbacks: Sequence[Callback]
-    seed: int
-    progress: bool
-
-    @property
-    def devices(self) -> list[int]:
-        """The GPUs that the data are on."""
-        return sorted(
-            {a.device.index or 0 for a in self.args if isinstance(a, Tensor) and a.is_cuda}
-        )
 
 
 class Session:

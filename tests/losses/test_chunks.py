@@ -9,6 +9,7 @@ import torch
 from cases import LOSSES
 
 import pyro_ext as px
+from pyro_ext.testing import NormalLocal
 
 X = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-0.5, 0.9]])
 K = 6
@@ -179,7 +180,7 @@ def test_a_model_that_draws_by_itself_is_refused():
 
 
 def test_gradients_by_rows_stay_sparse():
-    model = px.testing.NormalLocal.simulate(8).model
+    model = NormalLocal.simulate(8).model
     guide = px.AutoPerDatapoint(model, sparse=True)
     x = torch.zeros(8)
     guide.setup(x)

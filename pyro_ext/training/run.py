@@ -12,7 +12,19 @@ from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.weights import log_weights
 
-__all__ = ["Run"]
+__all__ = ["Run", "offer"]
+
+_offered: dict[str, Callable[..., Any]] = {}
+
+
+def offer(name: str, function: Callable[..., Any]) -> None:
+    """Let a method of ``Run`` call a function of a layer above.
+
+    Args:
+        name: Name of the method.
+        function: Called with the run and the options of the method.
+    """
+    _offered[name] = function
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,14 @@ class Run:
         self.session.resume(num_steps)
         resumed: Run = self.session.run()
         return resumed
+
+    def to_datatree(self, **options: Any) -> Any:
+        """Draw from the guide and return what ArviZ works on.
+
+        Args:
+            **options: Options of ``px.to_datatree``.
+        """
+        return _offered["to_datatree"](self, **options)
 
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draw latents of all rows from the fitted guide, shape ``(num_samples, *site)`` each.

@@ -1,12 +1,11 @@
 """Fit a guide: one torch optimizer over all parameters, and mini-batches of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_ext.autoguide import AutoJoint
@@ -16,6 +15,7 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.auto.entry import fit_without_settings
 from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
+from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.run import Run
 from pyro_ext.training.session import Session
@@ -29,7 +29,7 @@ def fit(
     guide: Callable[..., Any] | None = None,
     loss: BoundLoss | None = None,
     data: Any = None,
-    optim: Callable[[list[Tensor]], torch.optim.Optimizer] | Literal["auto"] | None = None,
+    optim: Factory | Mapping[str, Factory] | Literal["auto"] | None = None,
     *,
     family: Family | Literal["auto"] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
@@ -68,7 +68,8 @@ def fit(
         guide: Its guide; by default ``AutoJoint(model, family=family)``.
         loss: What to minimize; by default ``ELBO()``.
         data: The model's argument, or a tuple of its arguments; None if it takes none.
-        optim: From a list of parameters to a torch optimizer; by default Adam, from 0.02 down to
+        optim: From a list of parameters to a torch optimizer, or one function for ``"model"`` and
+            one for ``"guide"``, of the same kind of optimizer; by default Adam, from 0.02 down to
             0 on a cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of
             the same options. With ``"auto"`` start, scale, step size and length of the fit are
             found, the draws are importance-corrected, and the run has a verdict (``AutoRun``).

@@ -1,7 +1,7 @@
 """A fit while it runs: its state, and the loop over its steps."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from pyro_ext.training.history import RECORD_EVERY, History
 from pyro_ext.training.memory import Chunks
 from pyro_ext.training.nonfinite import Blowups
 from pyro_ext.training.optimizers import Optimizers
-from pyro_ext.training.parameters import find_parameters, held
+from pyro_ext.training.parameters import find_parameters, held, optimizer_by_side
 from pyro_ext.training.randomness import get_random, set_random
 from pyro_ext.training.run import Run
 from pyro_ext.training.settings import Settings
@@ -74,9 +74,12 @@ class Session:
             self.history = History(loss, num_data, partial(unchanged, changing, trained[0].device))
             order = settings.seed + _ORDER
             self.batches = batches_of(model, args, settings.batch_size, plate, order)
+            optim = settings.optim
+            if isinstance(optim, Mapping):
+                optim = optimizer_by_side(optim, pair)
             make = partial(
                 Optimizers,
-                settings.optim,
+                optim,
                 settings.schedule,
                 trained,
                 clip_norm=settings.clip_norm,

@@ -1,6 +1,6 @@
 """What a user asked of a fit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
+from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.holdout import Holdout, Plateau
 
 __all__ = ["Settings"]
@@ -24,7 +25,7 @@ class Settings:
     guide: Callable[..., Any]
     loss: BoundLoss
     args: tuple[Any, ...]
-    optim: Callable[[list[Tensor]], torch.optim.Optimizer]
+    optim: Factory | Mapping[str, Factory]
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None
     num_steps: int
     batch_size: int | None

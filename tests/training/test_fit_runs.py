@@ -33,6 +33,44 @@ def adam(params):
     return Adam(params, lr=0.05)
 
 
+# ---------------------------------------------------------------------- model and guide apart
+
+
+class Trained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        pyro.module("trained", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_model_and_guide_have_rates_of_their_own():
+    sgd = partial(torch.optim.SGD, momentum=0.0)
+    model = Trained()
+    guide = px.AutoPerDatapoint(model)
+    guide.setup(X)
+    before = guide.local_params.detach().clone()
+    optim = {"model": partial(sgd, lr=0.1), "guide": partial(sgd, lr=0.0)}
+    run = quiet(model, guide, px.ELBO(), X, optim, num_steps=3, seed=0)
+    assert torch.equal(guide.local_params, before)
+    assert model.loc.abs() > 0
+    (optimizer,) = run.session.stepper.optimizers.optimizers
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_what_optimizers_for_both_sides_must_be():
+    model = Trained()
+    fit = partial(quiet, model, px.AutoPerDatapoint(model), px.ELBO(), X, num_steps=2)
+    with pytest.raises(ValueError, match=r"one kind for model and guide; got \['Adam', 'SGD'\]"):
+        fit(optim={"model": partial(torch.optim.SGD, lr=0.1), "guide": adam})
+    with pytest.raises(ValueError, match=r"expected optim for 'model' and 'guide'; got \['net'\]"):
+        fit(optim={"net": adam})
+
+
 # ---------------------------------------------------------------------- held-out data
 
 

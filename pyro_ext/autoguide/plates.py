@@ -130,7 +130,8 @@ def find_batch(
         with poutine.block(), _FindPlate(frame.name, values, owner):
             model(*args, **kwargs)
     except _PlateFound as plate_found:
-        found = plate_found
+        # Without its frames, which would keep all that a step holds until the next collection.
+        found = plate_found.with_traceback(None)
     else:
         raise RuntimeError(
             f"{owner}: expected the model to enter plate '{frame.name}' as it did when the guide "

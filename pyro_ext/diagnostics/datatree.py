@@ -16,6 +16,7 @@ from pyro_ext.diagnostics._record import FreeData, Record, predict, record, valu
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 from pyro_ext.diagnostics._types import Array, DataTree
 from pyro_ext.structure import ParticlePlate
+from pyro_ext.training.run import offer
 
 __all__ = ["from_draws", "from_mcmc", "to_datatree"]
 
@@ -307,3 +308,6 @@ def _versions() -> dict[str, str]:
         "pyro_version": pyro.__version__,
         "torch_version": torch.__version__,
     }
+
+
+offer("to_datatree", to_datatree)

@@ -133,7 +133,8 @@ class Annealed(BoundLoss):
 
     def __repr__(self) -> str:
         """Return the expression that makes this loss."""
-        return f"Annealed({self.elbo!r}, {self.schedule!r})"
+        made = f"Annealed({self.elbo!r}, {self.schedule!r})"
+        return made if self._chunk_size is None else f"{made}.in_chunks({self._chunk_size})"
 
     def _options(self) -> dict[str, Any]:
         return {"elbo": self.elbo, "schedule": self.schedule}

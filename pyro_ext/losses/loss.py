@@ -1,5 +1,6 @@
 """What all losses share: log weights in, one bound, one gradient estimator, a loss out."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable
 from inspect import signature
@@ -18,6 +19,7 @@ from pyro_ext._checks import Pair
 from pyro_ext._sitewise import sitewise
 from pyro_ext._strata import mixture
 from pyro_ext._terms import Particles
+from pyro_ext.losses.chunks import in_chunks
 from pyro_ext.losses.score import score_surrogate
 from pyro_ext.losses.strata import explain_mixture
 from pyro_ext.structure import is_random, sample_sites
@@ -34,7 +36,8 @@ class BoundLoss(pyro.infer.ELBO):
     ``estimators`` are the gradients that a loss has, and ``stratified`` those under which mixtures
     share out their particles; ``upper`` tells an upper bound, and ``hierarchies`` whether the
     bound may be taken of local latents inside each global draw.
-    ``needs_density`` tells whether log q is asked for, as it is by all but the adversarial one.
+    ``needs_density`` tells whether log q is asked for, as it is by all but the adversarial one;
+    ``chunks`` whether value and gradient are functions of log weights, see ``in_chunks``.
 
     A loss object holds no state of a model or guide, so that one object serves any number of
     pairs.
@@ -45,6 +48,8 @@ class BoundLoss(pyro.infer.ELBO):
     upper: ClassVar[bool] = False
     hierarchies: ClassVar[bool] = True
     needs_density: ClassVar[bool] = True
+    chunks: ClassVar[bool] = True
+    _chunk_size: int | None = None
     _sitewise: bool = False
     _linear: bool = False
 
@@ -80,7 +85,8 @@ class BoundLoss(pyro.infer.ELBO):
             if name in known and value != known[name].default:
                 given.setdefault(name, value)
         options = ", ".join(f"{name}={value!r}" for name, value in given.items())
-        return f"{type(self).__name__}({options})"
+        made = f"{type(self).__name__}({options})"
+        return made if self._chunk_size is None else f"{made}.in_chunks({self._chunk_size})"
 
     @abstractmethod
     def _options(self) -> dict[str, Any]:
@@ -117,27 +123,85 @@ class BoundLoss(pyro.infer.ELBO):
             ValueError: If a guide site is not reparameterized, if a K-sample bound meets a
                 subsampled plate without latents of its own, or if model and guide do not match.
         """
-        stop = self.estimator in ("stl", "dreg") and torch.is_grad_enabled()
-        scale_path = self.estimator == "dreg" and stop
-        if stop:
-            self._check_replayable(guide, f"px.{type(self).__name__}(estimator='reparam')")
         pair = Pair(model, guide, args, kwargs)
-        mode = Mode(
-            "scaled" if scale_path else "attached",
+        if self._chunk_size is not None:
+            return in_chunks(self, pair, self._chunk_size)
+        log_weights = self._weigh(pair, self.particles)
+        self._check(log_weights)
+        return self._value(log_weights)
+
+    def in_chunks(self, chunk_size: int) -> "BoundLoss":
+        """Return this loss with no more than so many particles in memory at once.
+
+        Value and gradient are those of all particles together: the log weights are computed chunk
+        by chunk without gradient, and again chunk by chunk with it, from the same noise, now that
+        it is known how much each particle counts. That takes about a third more time.
+
+        Args:
+            chunk_size: Largest number of particles at once, of the inner ones where there are.
+
+        Raises:
+            ValueError: If the loss is more than a function of log weights, or the number is not
+                positive.
+
+        Example:
+            >>> IWAE = __import__("pyro_ext").IWAE
+            >>> IWAE(num_particles=1000).in_chunks(100)
+            IWAE(num_particles=1000, estimator='reparam').in_chunks(100)
+        """
+        name = type(self).__name__
+        if not self.chunks:
+            raise ValueError(
+                f"{name}: expected a loss whose gradient is that of log weights; this one needs "
+                f"all particles at once. Write: px.IWAE({self.num_particles}).in_chunks("
+                f"{chunk_size})."
+            )
+        if chunk_size < 1:
+            raise ValueError(
+                f"{name}: expected chunk_size >= 1; got {chunk_size}. Write: .in_chunks(100)."
+            )
+        other = copy.copy(self)
+        other._chunk_size = chunk_size
+        return other
+
+    def training_state(self) -> dict[str, Any]:
+        """Return what the loss itself has learned, for a checkpoint: nothing, as a rule."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take over what a loss had learned.
+
+        Args:
+            state: What ``training_state`` returned.
+        """
+
+    def _mode(self) -> Mode:
+        """Return where gradients flow in this loss's log weights."""
+        stop = self.estimator in ("stl", "dreg") and torch.is_grad_enabled()
+        return Mode(
+            "scaled" if self.estimator == "dreg" and stop else "attached",
             stop_guide=stop,
             stratified=self.estimator in self.stratified,
         )
+
+    def _weigh(self, pair: Pair, particles: Particles) -> LogWeights:
+        """Return log weights as this loss needs them."""
+        mode = self._mode()
+        if mode.stop_guide:
+            self._check_replayable(pair.guide, f"px.{type(self).__name__}(estimator='reparam')")
         with sitewise(self._sitewise):
-            log_weights = weigh(
+            return weigh(
                 pair,
-                self.particles,
+                particles,
                 joint=self.joint,
                 mode=mode,
                 adjust=self._adjust,
                 linear=self._linear,
             )
-        self._check(log_weights)
-        if scale_path:
+
+    def _value(self, log_weights: LogWeights) -> Tensor:
+        """Return the loss as a function of log weights, with its gradient by them."""
+        if self._mode().values == "scaled":
             for term in log_weights.terms:
                 term.scale_path(self._path_factor(term.log_w))
         bound = log_weights.estimate(self._bound)
@@ -207,7 +271,8 @@ class BoundLoss(pyro.infer.ELBO):
                         "pyro.infer.TraceEnum_ELBO() with infer={'enumerate': 'parallel'} in the "
                         "model."
                     )
-        if self.estimator == "dreg" and self.num_particles > 1 and torch.is_grad_enabled():
+        several = any(term.log_p.shape[0] > 1 for term in log_weights.terms)
+        if self.estimator == "dreg" and several and torch.is_grad_enabled():
             for site_name in log_weights.point_estimates:
                 raise ValueError(
                     f"{self!r}: expected every guide site of a weight to be drawn; got site "

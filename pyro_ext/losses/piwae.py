@@ -50,6 +50,7 @@ class PIWAE(BoundLoss):
     """
 
     hierarchies: ClassVar[bool] = False
+    chunks: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg")
 
     def __init__(

@@ -61,6 +61,7 @@ class Sleep(BoundLoss):
         1.1
     """
 
+    chunks: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("sleep",)
 
     def __init__(self, observed: Mapping[str, int | str]) -> None:

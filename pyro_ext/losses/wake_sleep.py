@@ -1,16 +1,15 @@
 """Reweighted wake-sleep."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from pyro_ext import bounds
 from pyro_ext._checks import Pair
+from pyro_ext._terms import Particles
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.weights import Mode, weigh
+from pyro_ext.weights import LogWeights, Mode
 
 __all__ = ["WakeSleep"]
 
@@ -62,24 +61,14 @@ class WakeSleep(BoundLoss):
     def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
         return bounds.iwae(log_weights, log_strata=log_strata)
 
-    def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Float[Tensor, ""]:
-        """Return minus the bound; its gradient is the model's of the bound, the guide's of the KL.
+    def _mode(self) -> Mode:
+        return Mode("detached")
 
-        Args:
-            model: The model.
-            guide: Its guide.
-            *args: Arguments of both.
-            **kwargs: Keyword arguments of both.
+    def _weigh(self, pair: Pair, particles: Particles) -> LogWeights:
+        self._check_replayable(pair.guide, "px.AutoJoint(model), or a guide that is a function")
+        return super()._weigh(pair, particles)
 
-        Raises:
-            ValueError: If model and guide do not match.
-        """
-        self._check_replayable(guide, "px.AutoJoint(model), or a guide that is a function")
-        pair = Pair(model, guide, args, kwargs)
-        log_weights = weigh(pair, self.particles, joint=self.joint, mode=Mode("detached"))
-        self._check(log_weights)
+    def _value(self, log_weights: LogWeights) -> Tensor:
         parts = []
         for term in log_weights.terms:
             climbed = bounds.iwae(term.log_p - term.log_q.detach())

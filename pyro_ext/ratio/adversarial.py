@@ -85,6 +85,7 @@ class Adversarial(BoundLoss):
 
     estimators: ClassVar[tuple[str, ...]] = ("adversarial",)
     needs_density: ClassVar[bool] = False
+    chunks: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -187,6 +188,31 @@ class Adversarial(BoundLoss):
         found = RatioEstimate(float(value), float(square.sqrt()), what, num_particles, doubts)
         warn_of(found, "Use contrast='adaptive', which leaves the critic less to find")
         return found
+
+    def training_state(self) -> dict[str, Any]:
+        """Return the critic with its optimizer, for a checkpoint."""
+        if self._state is None:
+            return {}
+        trainer = self._state.trainer
+        return {
+            "critic": trainer.critic.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "log_average": trainer.objective.log_average,
+            "count": trainer.count,
+        }
+
+    def load_training_state(self, state: dict[str, Any]) -> None:
+        """Take over a critic; the loss must have been asked for a gradient before.
+
+        Args:
+            state: What ``training_state`` returned.
+        """
+        if self._state is None or not state:
+            return
+        trainer = self._state.trainer
+        trainer.critic.load_state_dict(state["critic"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.objective.log_average, trainer.count = state["log_average"], state["count"]
 
     def _scene(self, pair: Pair) -> Scene:
         known = self._state

@@ -1,8 +1,10 @@
-"""Where the rows of each step come from."""
+"""Where the rows of each step come from, in an order that can be taken up again."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,53 +17,181 @@ from pyro_ext._run import traces
 from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import plate_frames, sample_sites
 
-__all__ = ["Step", "count_rows", "steps"]
+__all__ = ["Batches", "FullBatch", "RowBatches", "Step", "batches_of", "count_rows"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """The arguments of one step, and the context that model and guide run in."""
+    """The arguments of one step, and the rows that they are.
+
+    Args:
+        args: Arguments of model and guide.
+        rows: Rows of the mini-batch, or None.
+        minibatch: From rows to the handler that makes model and guide see them, or None.
+    """
 
     args: tuple[Any, ...]
-    rows: Tensor | None
-    context: AbstractContextManager[Any]
+    rows: Tensor | None = None
+    minibatch: Callable[[Tensor], MiniBatch] | None = None
+
+    @property
+    def context(self) -> AbstractContextManager[Any]:
+        """What model and guide run in."""
+        if self.minibatch is None or self.rows is None:
+            return nullcontext()
+        return self.minibatch(self.rows)
 
 
-def steps(
+class Batches(ABC):
+    """Steps without end, epoch by epoch."""
+
+    def __init__(self) -> None:
+        self._epoch: Iterator[Step] | None = None
+        self._began: dict[str, Tensor] = {}
+        self._taken = 0
+
+    def __next__(self) -> Step:
+        """Return the next step."""
+        step = None if self._epoch is None else next(self._epoch, None)
+        if step is None:
+            self._began, self._taken = self._random_state(), 0
+            self._epoch = self._begin()
+            step = next(self._epoch)
+        self._taken += 1
+        return step
+
+    @abstractmethod
+    def _begin(self) -> Iterator[Step]:
+        """Draw the order of an epoch, and yield its steps."""
+
+    @abstractmethod
+    def _random_state(self) -> dict[str, Tensor]:
+        """Return the states that the order of the next epoch is drawn from."""
+
+    @abstractmethod
+    def _set_random_state(self, state: dict[str, Tensor]) -> None:
+        """Set these states."""
+
+    def state(self) -> dict[str, Any]:
+        """Return where in which epoch the next step is."""
+        return {"began": self._began, "taken": self._taken, "now": self._random_state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go to where a state was taken.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        self._began, self._taken, self._epoch = state["began"], state["taken"], None
+        if self._began:
+            self._set_random_state(self._began)
+            self._epoch = self._begin()
+            for _ in range(self._taken):
+                next(self._epoch)
+        self._set_random_state(state["now"])
+
+
+class FullBatch(Batches):
+    """The same arguments at every step.
+
+    Args:
+        args: Arguments of model and guide.
+    """
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        super().__init__()
+        self._step = Step(args)
+
+    def __next__(self) -> Step:
+        """Return the step."""
+        return self._step
+
+    def _begin(self) -> Iterator[Step]:
+        return iter((self._step,))
+
+    def _random_state(self) -> dict[str, Tensor]:
+        return {}
+
+    def _set_random_state(self, state: dict[str, Tensor]) -> None:
+        return
+
+
+class RowBatches(Batches):
+    """Shuffled mini-batches, whose order has a random generator of its own.
+
+    Args:
+        model: The model.
+        data: Its arguments, with all rows.
+        batch_size: Number of rows of a mini-batch.
+        plate: Name of the data plate, or None to find it.
+        seed: Seed of the order.
+
+    Raises:
+        ValueError: If the data plate cannot be told, or the batch size does not fit it.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        data: tuple[Any, ...],
+        batch_size: int,
+        plate: str | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        name, size, subsample_size, self._device = _data_plate(model, data, plate)
+        self._sliced = subsample_size == size
+        if not 1 <= batch_size <= size or not (self._sliced or subsample_size == batch_size):
+            whole = self._sliced
+            expected = f"between 1 and {size}" if whole else f"{subsample_size}, the model's own"
+            raise ValueError(
+                f"fit: expected batch_size {expected} for plate '{name}'; got {batch_size}. "
+                f"Write: px.fit(..., batch_size={min(size, 100) if whole else subsample_size})."
+            )
+        self._data, self._size, self._batch_size = data, size, batch_size
+        self._minibatch = partial(MiniBatch, name, size, sliced=self._sliced)
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def _begin(self) -> Iterator[Step]:
+        order = torch.randperm(self._size, generator=self._generator).to(self._device)
+        parts = order.split(self._batch_size)
+        if not self._sliced:
+            parts = tuple(rows for rows in parts if len(rows) == self._batch_size)
+        return map(self._step_of, parts)
+
+    def _step_of(self, rows: Tensor) -> Step:
+        args = rows_of(self._data, rows, self._size) if self._sliced else self._data
+        return Step(args, rows, self._minibatch)
+
+    def _random_state(self) -> dict[str, Tensor]:
+        return {"order": self._generator.get_state()}
+
+    def _set_random_state(self, state: dict[str, Tensor]) -> None:
+        self._generator.set_state(state["order"])
+
+
+def batches_of(
     model: Callable[..., Any],
     data: tuple[Any, ...],
     batch_size: int | None,
     plate: str | None,
-) -> Iterator[Step]:
-    """Yield steps without end: the full batch, or shuffled mini-batches epoch by epoch.
+    seed: int,
+) -> Batches:
+    """Return the full batch, or shuffled mini-batches.
 
     Args:
         model: The model.
         data: Its arguments, with all rows.
         batch_size: Number of rows of a mini-batch; None for the full batch.
         plate: Name of the data plate, or None to find it.
+        seed: Seed of the order.
 
     Raises:
         ValueError: If the data plate cannot be told, or the batch size does not fit it.
     """
     if batch_size is None:
-        while True:
-            yield Step(data, None, nullcontext())
-    name, size, subsample_size, device = _data_plate(model, data, plate)
-    sliced = subsample_size == size
-    if not 1 <= batch_size <= size or not (sliced or subsample_size == batch_size):
-        expected = f"between 1 and {size}" if sliced else f"{subsample_size}, the model's own"
-        raise ValueError(
-            f"fit: expected batch_size {expected} for plate '{name}'; got {batch_size}. "
-            f"Write: px.fit(..., batch_size={min(size, 100) if sliced else subsample_size})."
-        )
-    while True:
-        order = torch.randperm(size, device=device)
-        for rows in order.split(batch_size):
-            if not sliced and len(rows) < batch_size:
-                continue
-            args = rows_of(data, rows, size) if sliced else data
-            yield Step(args, rows, MiniBatch(name, size, rows, sliced=sliced))
+        return FullBatch(data)
+    return RowBatches(model, data, batch_size, plate, seed)
 
 
 def count_rows(pair: Pair, plate: str | None) -> int:

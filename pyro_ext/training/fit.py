@@ -1,31 +1,25 @@
 """Fit a guide: one torch optimizer over all parameters, and mini-batches of its own."""
 
-import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pyro
 import torch
-from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from tqdm.auto import tqdm
 
-from pyro_ext._checks import Pair
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.families import Family
-from pyro_ext.losses import ELBO, Annealed
+from pyro_ext.losses import ELBO
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.auto.entry import fit_without_settings
-from pyro_ext.training.batches import Step, count_rows, steps
-from pyro_ext.training.history import RECORD_EVERY, History
-from pyro_ext.training.nonfinite import explain_nonfinite
-from pyro_ext.training.optimizers import Optimizers
-from pyro_ext.training.parameters import find_parameters, held
+from pyro_ext.training.callbacks import Callback
+from pyro_ext.training.checkpoints import Checkpoints
+from pyro_ext.training.compiled.optimizer import Factory
+from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.run import Run
+from pyro_ext.training.session import Session
+from pyro_ext.training.settings import Settings
 
 __all__ = ["Run", "arguments", "fit"]
 
@@ -35,7 +29,7 @@ def fit(
     guide: Callable[..., Any] | None = None,
     loss: BoundLoss | None = None,
     data: Any = None,
-    optim: Callable[[list[Tensor]], torch.optim.Optimizer] | Literal["auto"] | None = None,
+    optim: Factory | Mapping[str, Factory] | Literal["auto"] | None = None,
     *,
     family: Family | Literal["auto"] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
@@ -43,6 +37,15 @@ def fit(
     batch_size: int | None = None,
     plate: str | None = None,
     train: str = "both",
+    clip_norm: float | None = None,
+    nonfinite: str = "raise",
+    chunk: int | str | None = None,
+    compile: str | bool = "auto",
+    deterministic: bool = False,
+    holdout: Holdout | None = None,
+    plateau: Plateau | None = None,
+    checkpoints: Checkpoints | str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
     seed: int | None = None,
     progress: bool = True,
 ) -> Run:
@@ -65,7 +68,8 @@ def fit(
         guide: Its guide; by default ``AutoJoint(model, family=family)``.
         loss: What to minimize; by default ``ELBO()``.
         data: The model's argument, or a tuple of its arguments; None if it takes none.
-        optim: From a list of parameters to a torch optimizer; by default Adam, from 0.02 down to
+        optim: From a list of parameters to a torch optimizer, or one function for ``"model"`` and
+            one for ``"guide"``, of the same kind of optimizer; by default Adam, from 0.02 down to
             0 on a cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of
             the same options. With ``"auto"`` start, scale, step size and length of the fit are
             found, the draws are importance-corrected, and the run has a verdict (``AutoRun``;
@@ -76,6 +80,24 @@ def fit(
         batch_size: Rows of a mini-batch; by default all.
         plate: Name of the data plate, where more than one plate has the data's size.
         train: What to train: ``"both"``, ``"model"`` or ``"guide"``.
+        clip_norm: Largest norm of the gradient of all parameters together.
+        nonfinite: What to do where a loss or gradient is not finite, which is never applied:
+            ``"raise"`` an error that names step, site and rows; ``"skip"`` the step; or
+            ``"halve"``: go back to the parameters of at most 50 steps before, with half the
+            learning rates.
+        chunk: Largest number of particles in memory at once, to the same gradient; ``"auto"``
+            halves it until a step fits.
+        compile: Whether the step becomes a compiled graph, as in ``CompiledSVI``. ``"auto"``
+            waits until the steps that are left pay for it, by the time of the first ones;
+            ``run.compiled`` tells. The numbers are those of eager steps, up to rounding.
+        deterministic: Whether the same seed gives the same bits each time: with
+            ``compile="auto"`` the number of steps alone then decides, not the clock.
+        holdout: Held-out data to look at every so often: ``px.Holdout(x_test)``.
+        plateau: When to stop before ``num_steps``: ``px.Plateau()``.
+        checkpoints: A folder to save to, and to go on from: the same call resumes a run that was
+            killed, to the last bit. ``px.Checkpoints(folder, every=1000)`` has options.
+        callbacks: Called after each step with a ``Progress``; a text that one returns stops the
+            fit.
         seed: Seed of the fit; the caller's random state stays as it was.
         progress: Whether to show a progress bar (never if the output is no terminal).
 
@@ -115,101 +137,47 @@ def fit(
     if optim is None:
         optim = partial(torch.optim.Adam, lr=0.02)
         schedule = partial(CosineAnnealingLR, T_max=num_steps) if schedule is None else schedule
-    args = arguments(data)
     if num_steps < 1:
         raise ValueError(f"fit: expected num_steps >= 1; got {num_steps}. Write: num_steps=2000.")
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
-    devices = sorted({a.device.index or 0 for a in args if isinstance(a, Tensor) and a.is_cuda})
-    before = set(pyro.get_param_store().keys())
-    start = time.perf_counter()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        try:
-            if isinstance(loss, Annealed):
-                loss.start(num_steps)
-            pair = Pair(model, guide, args, {})
-            params = find_parameters(pair, loss, train)
-            plate = plate or getattr(guide, "plate", None)
-            history = History(loss, count_rows(pair, plate), num_steps, devices)
-            batches = steps(model, args, batch_size, plate)
-            make_optimizers = partial(Optimizers, optim, schedule, params.trained)
-            bar = tqdm(
-                islice(batches, num_steps),
-                total=num_steps,
-                desc="fit",
-                leave=False,
-                disable=None if progress else True,
-            )
-            with held(params.held):
-                _train(model, guide, loss, params.trained, make_optimizers, bar, history)
-        finally:
-            _leave_store(before, model, guide)
-    seconds = time.perf_counter() - start
-    return Run(
+    if compile not in ("auto", True, False):
+        raise ValueError(
+            f"fit: expected compile to be 'auto', True or False; got {compile!r}. Write: "
+            "compile='auto'."
+        )
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0.")
+    if isinstance(checkpoints, (str, Path)):
+        checkpoints = Checkpoints(checkpoints)
+    if seed is None and checkpoints is not None:
+        seed = checkpoints.seed
+    settings = Settings(
         model,
         guide,
         loss,
-        args,
-        torch.stack(history.losses).cpu().double().numpy(),
-        seconds,
-        seed,
-        f"num_steps={num_steps} reached",
-        np.array(history.elbos) / history.num_data,
-        np.array(history.elbo_steps, dtype=np.int64),
-        history.num_data,
+        arguments(data),
+        optim,
+        schedule,
+        num_steps,
+        batch_size,
+        plate,
+        train,
+        clip_norm,
+        nonfinite,
+        chunk,
+        compile,
+        deterministic,
+        holdout,
+        plateau,
+        checkpoints,
+        tuple(callbacks),
+        int(torch.randint(2**31, ())) if seed is None else seed,
+        progress,
     )
+    session = Session(settings)
+    session.train()
+    return session.run()
 
 
 def arguments(data: Any) -> tuple[Any, ...]:
     """Return the model's arguments: none, one, or those of a tuple."""
     return () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
-
-
-def _train(
-    model: Callable[..., Any],
-    guide: Callable[..., Any],
-    loss: BoundLoss,
-    params: list[Tensor],
-    make_optimizers: Callable[[], Optimizers],
-    bar: "tqdm[Step]",
-    history: History,
-) -> None:
-    optimizers: Optimizers | None = None
-    for number, step in enumerate(bar):
-        if isinstance(loss, Annealed):
-            loss.step = number
-        for param in params:
-            param.grad = None
-        with pyro.validation_enabled(number == 0), step.context:
-            value = loss.differentiable_loss(model, guide, *step.args)
-            if not math.isfinite(value.item()):
-                raise explain_nonfinite(
-                    number, value.item(), model, guide, step.args, step.rows, params
-                )
-            if not value.requires_grad:
-                raise ValueError(
-                    f"fit: expected a loss with a gradient for what is trained; {loss!r} gives "
-                    "the model no gradient. Write: train='guide'."
-                )
-            history.record(number, value, model, guide, step.args)
-            value.backward()
-        # Only a gradient tells whether it is sparse.
-        optimizers = make_optimizers() if optimizers is None else optimizers
-        optimizers.step()
-        history.losses.append(value.detach())
-        if number % RECORD_EVERY == 0:
-            bar.set_postfix(loss=f"{value.item():.2f}")
-
-
-def _leave_store(before: set[str], model: Any, guide: Any) -> None:
-    """Take out of Pyro's store what modules own, so that two fits never meet there."""
-    store = pyro.get_param_store()
-    owned = {
-        id(param)
-        for module in (model, guide)
-        if isinstance(module, torch.nn.Module)
-        for param in module.parameters()
-    }
-    for name in set(store.keys()) - before:
-        if id(store._params[name]) in owned:
-            del store[name]

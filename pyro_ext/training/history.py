@@ -1,6 +1,7 @@
 """What a fit records on its way."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from pyro_ext.losses import ELBO, Annealed
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.batches import Step
 
 __all__ = ["RECORD_EVERY", "History"]
 
@@ -20,45 +22,92 @@ class History:
     Args:
         loss: The loss that is minimized.
         num_data: Number of data.
-        num_steps: Number of steps of the run.
-        devices: GPUs whose random state is left alone.
+        unchanged: Makes a context that leaves random states and buffers as they are.
     """
 
-    def __init__(self, loss: BoundLoss, num_data: int, num_steps: int, devices: list[int]) -> None:
-        self.num_data, self._num_steps = num_data, num_steps
-        self._loss, self._devices = loss, devices
+    def __init__(
+        self,
+        loss: BoundLoss,
+        num_data: int,
+        unchanged: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.num_data = num_data
+        self._loss, self._unchanged = loss, unchanged
         self.losses: list[Tensor] = []
         self.elbos: list[float] = []
         self.elbo_steps: list[int] = []
+        self.holdout: list[float] = []
+        self.holdout_steps: list[int] = []
 
-    def record(
+    def before(
         self,
-        step: int,
-        value: Tensor,
+        number: int,
         model: Callable[..., Any],
         guide: Callable[..., Any],
-        args: tuple[Any, ...],
+        step: Step,
+        *,
+        last: bool,
     ) -> None:
-        """Record the ELBO at every 50th step; another pass estimates it if the loss is another.
+        """Estimate the ELBO at every 50th step and the last, where the loss itself does not tell.
 
         Args:
-            step: The step.
-            value: Value of the loss.
+            number: Number of the step.
             model: The model.
             guide: Its guide.
-            args: Arguments of the step.
+            step: The step.
+            last: Whether it is the last one.
         """
-        if step % RECORD_EVERY and step != self._num_steps - 1:
+        # Without a density there is no log q for the plain ELBO.
+        if (number % RECORD_EVERY and not last) or not self._loss.needs_density:
             return
-        if not self._loss.needs_density:
-            return  # there is no log q for the plain ELBO
-        self.elbo_steps.append(step)
+        self.elbo_steps.append(number)
+        if self._known(number):
+            return
         loss = self._loss
-        annealed = loss if isinstance(loss, Annealed) else None
-        known = isinstance(loss, ELBO) if annealed is None else annealed.at(step) == 1
-        if known:
+        plain = loss.elbo if isinstance(loss, Annealed) else ELBO()
+        with self._unchanged(), step.context:
+            self.elbos.append(-plain.loss(model, guide, *step.args))
+
+    def after(self, number: int, value: Tensor) -> None:
+        """Record the loss of a step.
+
+        Args:
+            number: Number of the step.
+            value: Its loss.
+        """
+        self.losses.append(value)
+        if len(self.elbos) < len(self.elbo_steps):
             self.elbos.append(-value.item())
-            return
-        with torch.random.fork_rng(devices=self._devices):
-            plain = ELBO() if annealed is None else annealed.elbo
-            self.elbos.append(-plain.loss(model, guide, *args))
+
+    def state(self) -> dict[str, Any]:
+        """Return the records."""
+        losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
+        names = ("elbos", "elbo_steps", "holdout", "holdout_steps")
+        return {"losses": losses, **{name: getattr(self, name) for name in names}}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over records.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        self.losses = list(state["losses"].unbind())
+        for name in ("elbos", "elbo_steps", "holdout", "holdout_steps"):
+            setattr(self, name, list(state[name]))
+
+    def go_on(self) -> None:
+        """Forget the record of a last step that is the last no more."""
+        if self.elbo_steps and self.elbo_steps[-1] % RECORD_EVERY:
+            del self.elbo_steps[-1], self.elbos[-1]
+
+    def shown(self) -> dict[str, str]:
+        """Return what a progress bar shows: the loss, and the bound per datum."""
+        shown = {"loss": f"{self.losses[-1].item():.2f}"}
+        if self.elbos:
+            shown["elbo_per_datum"] = f"{self.elbos[-1] / self.num_data:.4g}"
+        return shown
+
+    def _known(self, number: int) -> bool:
+        """Tell whether minus the loss is the plain ELBO."""
+        loss = self._loss
+        return loss.at(number) == 1 if isinstance(loss, Annealed) else isinstance(loss, ELBO)

@@ -1,6 +1,6 @@
 """The optimizer of a fit, and one beside it that updates tables by rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
-__all__ = ["Optimizers"]
+from pyro_ext.training.compiled.optimizer import AllParameters
+
+__all__ = ["Optimizers", "values"]
 
 _TAKES_SPARSE = (SGD, Adagrad, SparseAdam)
 _HAS_ROW_FORM = (Adam, AdamW)
@@ -24,6 +26,8 @@ class Optimizers:
         optim: From a list of parameters to a torch optimizer.
         schedule: From that optimizer to a torch learning-rate scheduler.
         params: The parameters, with their first gradients.
+        clip_norm: Largest norm of the gradient of all parameters together, or None.
+        sparse: Which parameters have sparse gradients; by default, those whose first one is.
 
     Raises:
         ValueError: If a gradient is sparse and the optimizer has no form by rows.
@@ -34,22 +38,87 @@ class Optimizers:
         optim: Callable[[list[Tensor]], Optimizer],
         schedule: Callable[[Optimizer], LRScheduler] | None,
         params: list[Tensor],
+        *,
+        clip_norm: float | None = None,
+        sparse: Sequence[int] | None = None,
     ) -> None:
-        self.optimizers = [optim(params)]
-        sparse = {id(p) for p in params if p.grad is not None and p.grad.is_sparse}
-        if sparse and not isinstance(self.optimizers[0], _TAKES_SPARSE):
-            self.optimizers.append(_move_rows(self.optimizers[0], sparse))
+        self._params, self._clip_norm = params, clip_norm
+        self.for_graph: AllParameters | None = None
+        if sparse is None:
+            grads = enumerate(param.grad for param in params)
+            sparse = [i for i, grad in grads if grad is not None and grad.is_sparse]
+        self.sparse = list(sparse)
+        if sparse:
+            self.optimizers = [optim(params)]
+            if not isinstance(self.optimizers[0], _TAKES_SPARSE):
+                moved = {id(params[index]) for index in sparse}
+                self.optimizers.append(_move_rows(self.optimizers[0], moved))
+        else:
+            self.for_graph = AllParameters(optim, clip_norm)
+            self.for_graph.include(params)
+            self.optimizers = [o for o in (self.for_graph.torch,) if o is not None]
         self.schedulers = [] if schedule is None else [schedule(o) for o in self.optimizers]
 
     def step(self) -> None:
-        """Step optimizers and schedulers."""
+        """Clip the gradients, and step optimizers and schedulers."""
+        if self._clip_norm is not None:
+            self._clip(self._clip_norm)
         checks = torch.sparse.check_sparse_tensor_invariants
         # Torch warns where nobody has said whether to check; this says: as before.
         with checks(enable=checks.is_enabled()):
             for optimizer in self.optimizers:
                 optimizer.step()
+        self.step_schedules()
+
+    def step_schedules(self) -> None:
+        """Step the schedulers alone, where a graph has updated the parameters."""
         for scheduler in self.schedulers:
             scheduler.step()
+
+    def halve(self) -> None:
+        """Halve all learning rates, from now on."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for key in ("lr", "initial_lr"):
+                    if key in group:
+                        group[key] = group[key] / 2
+        for scheduler in self.schedulers:
+            scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of optimizers and schedulers."""
+        return {
+            "sparse": self.sparse,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over the state of others.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(saved)
+
+    def _clip(self, largest: float) -> None:
+        grads = [param.grad for param in self._params if param.grad is not None]
+        norms = [values(grad).square().sum() for grad in grads]
+        factor = (largest / (torch.stack(norms).sum().sqrt() + 1e-6)).clamp(max=1.0)
+        for grad in grads:
+            grad.mul_(factor.to(grad.dtype))
+
+
+def values(grad: Tensor) -> Tensor:
+    """Return the entries of a gradient, of a sparse one those that are there.
+
+    Args:
+        grad: The gradient.
+    """
+    return grad.coalesce().values() if grad.is_sparse else grad
 
 
 def _move_rows(optimizer: Optimizer, sparse: set[int]) -> SparseAdam:

@@ -1,7 +1,7 @@
 """The parameters that a fit trains, and those that it holds still."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +10,15 @@ import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyro_ext._checks import Pair
 from pyro_ext._run import traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
-from pyro_ext.training.nonfinite import nonfinite_rows
+from pyro_ext.training.badrows import nonfinite_rows
 
-__all__ = ["TRAIN", "Parameters", "find_parameters", "held"]
+__all__ = ["TRAIN", "Parameters", "find_parameters", "held", "optimizer_by_side"]
 
 TRAIN = ("both", "model", "guide")
 
@@ -70,6 +71,47 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
         )
     chosen = {id(param) for param in trained}
     return Parameters(trained, [param for param in every if id(param) not in chosen])
+
+
+def optimizer_by_side(
+    optims: Mapping[str, Callable[[list[Tensor]], Optimizer]], pair: Pair
+) -> Callable[[list[Tensor]], Optimizer]:
+    """Return one function to an optimizer, whose groups have the options of model and guide.
+
+    Args:
+        optims: For ``"model"`` and for ``"guide"``, from parameters to a torch optimizer.
+        pair: Model, guide and the model's full-data arguments.
+
+    Raises:
+        ValueError: If there are other keys, model and guide share a parameter, or the optimizers
+            are of different kinds.
+    """
+    if set(optims) != {"model", "guide"}:
+        raise ValueError(
+            f"fit: expected optim for 'model' and 'guide'; got {sorted(optims)}. Write: "
+            "optim={'model': f, 'guide': g}."
+        )
+
+    def both(params: list[Tensor]) -> Optimizer:
+        ours = {id(param) for param in _side(pair, "model", params)}
+        parts = {
+            "model": [param for param in params if id(param) in ours],
+            "guide": [param for param in params if id(param) not in ours],
+        }
+        made = [optims[side](part) for side, part in parts.items() if part]
+        kinds = {type(optimizer) for optimizer in made}
+        if len(kinds) > 1:
+            names = sorted(kind.__name__ for kind in kinds)
+            raise ValueError(
+                f"fit: expected optimizers of one kind for model and guide; got {names}. Write: "
+                "one kind with other options, or fits with train='model' and train='guide'."
+            )
+        groups = [group for optimizer in made for group in optimizer.param_groups]
+        kind: Any = type(made[0])
+        joint: Optimizer = kind(groups)
+        return joint
+
+    return both
 
 
 @contextmanager

@@ -12,7 +12,19 @@ from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.weights import log_weights
 
-__all__ = ["Run"]
+__all__ = ["Run", "offer"]
+
+_offered: dict[str, Callable[..., Any]] = {}
+
+
+def offer(name: str, function: Callable[..., Any]) -> None:
+    """Let a method of ``Run`` call a function of a layer above.
+
+    Args:
+        name: Name of the method.
+        function: Called with the run and the options of the method.
+    """
+    _offered[name] = function
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,10 @@ class Run:
         elbo_steps: The steps that it is of, shape ``(records,)``.
         num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
             known.
+        compiled: From which step on the steps were compiled, or why they were not.
+        holdout_per_datum: Minus the loss of held-out data per row, shape ``(looks,)``.
+        holdout_steps: The steps after which that was, shape ``(looks,)``.
+        session: What it takes to go on.
     """
 
     model: Callable[..., Any]
@@ -47,11 +63,48 @@ class Run:
     elbo_per_datum: "np.ndarray[Any, np.dtype[np.float64]]" = field(repr=False)
     elbo_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(repr=False)
     num_data: int
+    compiled: str = field(default="", kw_only=True)
+    holdout_per_datum: "np.ndarray[Any, np.dtype[np.float64]]" = field(
+        default_factory=lambda: np.zeros(0), repr=False, kw_only=True
+    )
+    holdout_steps: "np.ndarray[Any, np.dtype[np.int64]]" = field(
+        default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False, kw_only=True
+    )
+    session: Any = field(default=None, repr=False, compare=False, kw_only=True)
 
     @property
     def num_steps(self) -> int:
         """Number of steps that were taken."""
         return len(self.losses)
+
+    def resume(self, num_steps: int) -> "Run":
+        """Take further steps, from where the fit stopped, and return the longer run.
+
+        Optimizer, learning-rate schedule, order of the rows and random numbers go on as if it had
+        never stopped. The parameters are those of this run, which is not to be resumed twice.
+
+        Args:
+            num_steps: Number of further steps.
+
+        Raises:
+            ValueError: If the fit has nothing to go on with, as an automatic one.
+        """
+        if self.session is None:
+            raise ValueError(
+                "Run.resume: expected a run of px.fit with settings; this one was found without. "
+                "Write: px.fit(model, run.guide, data=data)."
+            )
+        self.session.resume(num_steps)
+        resumed: Run = self.session.run()
+        return resumed
+
+    def to_datatree(self, **options: Any) -> Any:
+        """Draw from the guide and return what ArviZ works on.
+
+        Args:
+            **options: Options of ``px.to_datatree``.
+        """
+        return _offered["to_datatree"](self, **options)
 
     def sample(self, num_samples: int) -> dict[str, Tensor]:
         """Draw latents of all rows from the fitted guide, shape ``(num_samples, *site)`` each.

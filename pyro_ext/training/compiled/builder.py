@@ -1,6 +1,7 @@
 """From a model, guide and loss to a step that was proved to be the eager one."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pyro
@@ -19,7 +20,7 @@ from pyro_ext.training.compiled.step import StepGraph, build_step
 from pyro_ext.training.compiled.walk import TooMuch, bindings
 from pyro_ext.training.compiled.watch import Watch
 
-__all__ = ["Built", "build"]
+__all__ = ["Built", "buffers", "build"]
 
 _LARGEST = 20_000
 
@@ -88,6 +89,7 @@ def build(
     skipped: Tensor,
     *,
     backend: str,
+    within: Callable[[Tensor], AbstractContextManager[Any]] | None = None,
 ) -> Built:
     """Record a step, compile it, and prove it.
 
@@ -98,23 +100,33 @@ def build(
         optimizer: The optimizer, which knows them.
         skipped: Counter of the steps that were not applied.
         backend: ``"inductor"`` or ``"graph"``.
+        within: If given, the first argument is not the model's: this makes of it the context that
+            the loss runs in.
 
     Raises:
         Unsuitable: If the step cannot be made into a graph, or is not the eager one.
     """
     model, guide, loss = roots
+    if getattr(loss, "_chunk_size", None) is not None:
+        raise Unsuitable(
+            "its particles come in chunks to save memory, which a graph would not. Write the loss "
+            "without in_chunks, or compile=False"
+        )
     weight = Weight(loss, params[0]) if isinstance(loss, Annealed) else None
     used: Any = loss if weight is None else weight.loss
     differentiable: Callable[..., Tensor] = getattr(used, "differentiable_loss", used)
 
     def eager(*tensors: Tensor) -> Tensor:
         args, kwargs = call.rebuilt(tensors)
-        with pyro.validation_enabled(is_validate=False), torch.enable_grad():
+        context: AbstractContextManager[Any] = nullcontext()
+        if within is not None:
+            context, args = within(args[0]), args[1:]
+        with pyro.validation_enabled(is_validate=False), torch.enable_grad(), context:
             return differentiable(model, guide, *args, **kwargs)
 
     try:
-        buffers = _buffers(roots)
-        with unchanged(buffers, skipped.device):
+        changing = buffers(roots)
+        with unchanged(changing, skipped.device):
             recorded = record(eager, params, call.tensors)
         if len(recorded.graph.graph.nodes) > _LARGEST:
             raise Unsuitable(
@@ -124,7 +136,7 @@ def build(
         _check_memory(recorded.held, recorded.params)
         watch = Watch(roots, recorded.held, pyro.get_param_store())
         step = build_step(recorded, optimizer, call.tensors, skipped, backend=backend)
-        prove(step, eager, call.tensors, [*buffers, skipped], skipped.device)
+        prove(step, eager, call.tensors, [*changing, skipped], skipped.device)
     except (Unsuitable, TooMuch):
         raise
     except Exception as error:
@@ -132,7 +144,7 @@ def build(
     return Built(call, step, watch, weight)
 
 
-def _buffers(roots: Sequence[Any]) -> list[Tensor]:
+def buffers(roots: Sequence[Any]) -> list[Tensor]:
     """Return the buffers of all modules in sight, which a layer may change as it runs."""
     modules = [root for root in roots if isinstance(root, torch.nn.Module)]
     for binding in bindings(*roots):

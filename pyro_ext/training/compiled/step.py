@@ -63,6 +63,7 @@ class StepGraph:
         self.call, self.reference = call, reference
         self.recorded, self.rule, self.state = recorded, rule, state
         self._optimizer, self._groups = optimizer, optimizer.groups
+        self._skipped = skipped
         self._version = optimizer.version
         self._options = [_options(rule, group) for group in self._groups]
         self._rates = [float(group["lr"]) for group in self._groups]
@@ -99,7 +100,10 @@ class StepGraph:
         """
         if self.rule is None:
             loss, *grads = self.call([*tensors, *self.fixed])
-            self._optimizer.step(self.recorded.params, grads)
+            if all(bool(torch.isfinite(part).all()) for part in (loss, *grads)):
+                self._optimizer.step(self.recorded.params, grads)
+            else:
+                self._skipped += 1
             return loss
         self.decay()
         return self.call([*tensors, *self.fixed])[0]

@@ -1,0 +1,89 @@
+"""Files that are whole or not there, and say so if they are not what they should be."""
+
+import hashlib
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["DamagedFile", "read", "write"]
+
+VERSION = 1
+_MAGIC = b"pyro_ext "
+
+
+class DamagedFile(ValueError):
+    """A file that cannot be used; the message names what is wrong."""
+
+
+def write(path: Path, kind: str, payload: Any) -> None:
+    """Write a file at once: under another name, to the disk, and then renamed.
+
+    Args:
+        path: Where.
+        kind: What it is, one word.
+        payload: Tensors, numbers, strings and nests of them.
+    """
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    body = buffer.getvalue()
+    digest = hashlib.sha256(body).hexdigest()
+    head = b"%s%s %d\n%d %s\n" % (_MAGIC, kind.encode(), VERSION, len(body), digest.encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=".writing-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(head + body)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name outlives a power cut
+    finally:
+        os.close(folder)
+
+
+def read(path: Path, kind: str) -> Any:
+    """Return what was written; no code in a file is run.
+
+    Args:
+        path: Where.
+        kind: What it is, one word.
+
+    Raises:
+        DamagedFile: If the file is none of this kind and version, truncated or altered.
+    """
+    data = path.read_bytes()
+    title, _, rest = data.partition(b"\n")
+    told, _, body = rest.partition(b"\n")
+    if not title.startswith(_MAGIC + kind.encode()):
+        raise DamagedFile(f"{path}: expected a {kind} of px.fit; got a file of another kind.")
+    version = title.rpartition(b" ")[2].decode(errors="replace")
+    if version != str(VERSION):
+        raise DamagedFile(
+            f"{path}: expected a {kind} of version {VERSION}; got version {version}. Read it with "
+            "the version of pyro_ext that wrote it."
+        )
+    size, _, digest = told.decode(errors="replace").partition(" ")
+    if size != str(len(body)):
+        raise DamagedFile(
+            f"{path}: expected {size} bytes after the head; got {len(body)}: the file is "
+            "truncated, or not only that."
+        )
+    if hashlib.sha256(body).hexdigest() != digest:
+        raise DamagedFile(f"{path}: the checksum does not fit: the file was altered.")
+    try:
+        return torch.load(io.BytesIO(body), weights_only=True)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise DamagedFile(
+            f"{path}: expected tensors and numbers alone; it holds something else, which was not "
+            f"run: {first}"
+        ) from error

@@ -1,0 +1,205 @@
+"""When the step of a fit becomes a graph, and the graph."""
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.batches import Step
+from pyro_ext.training.compiled.builder import Built, build
+from pyro_ext.training.compiled.private import TESTED_TORCH, unsupported
+from pyro_ext.training.compiled.signature import Call, call_of
+from pyro_ext.training.compiled.simplify import Unsuitable
+from pyro_ext.training.optimizers import Optimizers
+from pyro_ext.training.payoff import ALWAYS_PAYS, CountOperations, pays
+
+__all__ = ["BACKEND", "Graphs"]
+
+
+BACKEND = "inductor"
+"""What compiles; ``"graph"`` runs what was recorded, operation by operation."""
+
+_COUNTED, _TIMED = 1, range(2, 12)  # eager steps that are looked at
+_MOST_CHANGES = 5
+
+
+class Graphs:
+    """The graph of a fit's step, from the step on from which it pays.
+
+    Args:
+        roots: Model, guide and loss.
+        params: The trained parameters.
+        compile: ``"auto"``, True or False.
+        deterministic: Whether ``"auto"`` is decided by the number of steps alone.
+        say: Called with what the fit is doing while it compiles, and with None afterwards.
+    """
+
+    def __init__(
+        self,
+        roots: tuple[Callable[..., Any], Callable[..., Any], BoundLoss],
+        params: Sequence[Tensor],
+        *,
+        compile: str | bool,
+        deterministic: bool,
+        say: Callable[[str | None], None],
+    ) -> None:
+        self._roots, self._params, self._say = roots, params, say
+        self._compile, self._deterministic = compile, deterministic
+        self._seen, self._operations, self._changes = 0, 0, 0
+        self._times: list[float] = []
+        self._due_at_once = False
+        self._open = compile is not False
+        self._first: list[tuple[int, ...]] | None = None
+        self.built: Built | None = None
+        self.skipped = torch.zeros((), dtype=torch.int64, device=params[0].device)
+        self.told = "no: compile=False" if compile is False else "no"
+
+    def tensors(self, step: Step) -> Sequence[Tensor] | None:
+        """Return what the graph takes for a step, or None if the step is to be eager.
+
+        Args:
+            step: The step.
+        """
+        built = self.built
+        if built is None:
+            return None
+        if built.holds() or built.watch.renew():
+            return built.tensors(_arguments(step), {})
+        self._changes += 1
+        self.built, self._seen = None, 0
+        if self._changes > _MOST_CHANGES:
+            self._refuse(f"{built.watch.changed()} again and again. Change it in place")
+        return None
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within this context an eager step is taken, and looked at."""
+        if not self._open or self.built is not None:
+            yield
+            return
+        start = time.perf_counter()
+        if self._compile == "auto" and not self._deterministic and self._seen == _COUNTED:
+            with CountOperations() as operations:
+                yield
+            self._operations = operations.count
+        else:
+            yield
+        if self._seen in _TIMED:
+            self._times.append(time.perf_counter() - start)
+        self._seen += 1
+
+    def prepare(self, step: Step, optimizers: Optimizers | None, number: int, left: int) -> None:
+        """Compile the step, if that is due.
+
+        Args:
+            step: The step, which is not taken here.
+            optimizers: The optimizers, once there are some.
+            number: Number of the step.
+            left: Number of steps that are left.
+        """
+        if not self._open or self.built is not None or optimizers is None:
+            return
+        call = call_of(_arguments(step), {})
+        shapes = [tuple(tensor.shape) for tensor in call.tensors]
+        if self._first is None:
+            self._first = shapes
+        # A short last batch is no reason for a graph.
+        if shapes != self._first or not self._due(number, left):
+            return
+        if (why := self._unsuitable(optimizers)) is not None:
+            self._refuse(why)
+            return
+        start = time.perf_counter()
+        self._say("compiling")
+        try:
+            self.built = self._build(call, step, optimizers)
+            self.told = f"from step {number} on, in {time.perf_counter() - start:.1f} s"
+        except Unsuitable as error:
+            self._refuse(str(error))
+        finally:
+            self._say(None)
+
+    def change_loss(self, loss: BoundLoss) -> None:
+        """Forget the graph, and go on with another loss of the same value.
+
+        Args:
+            loss: The loss.
+        """
+        self._roots = (*self._roots[:2], loss)
+        self.built, self._seen = None, 0
+        self._times.clear()
+
+    def state(self) -> dict[str, Any]:
+        """Return what it takes to go on by graph where one was in use."""
+        return {"used": self.built is not None, "first": self._first, "told": self.told}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on by graph, without an eager step first, if that is what was done.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        self._first = None if state["first"] is None else [tuple(s) for s in state["first"]]
+        self._due_at_once = state["used"]
+        if self._open:
+            self.told = state["told"]
+
+    def _build(self, call: Call, step: Step, optimizers: Optimizers) -> Built:
+        for param in self._params:
+            param.grad = None
+        if optimizers.for_graph is None:
+            raise Unsuitable("it has no optimizer for a graph")
+        return build(
+            self._roots,
+            call,
+            self._params,
+            optimizers.for_graph,
+            self.skipped,
+            backend=BACKEND,
+            within=step.minibatch,
+        )
+
+    def _due(self, number: int, left: int) -> bool:
+        """Tell whether to compile now; the first step is always eager, with validation."""
+        if self._due_at_once:
+            return True
+        if self._seen < 1:
+            return False
+        if self._compile is True or self._changes:
+            return True
+        if self._deterministic:
+            self._open = number + left >= ALWAYS_PAYS
+            self.told = f"no: fewer than {ALWAYS_PAYS} steps"
+            return self._open
+        if len(self._times) < len(_TIMED):
+            return False
+        eager = statistics.median(self._times)
+        self._open = pays(left, self._operations, eager)
+        self.told = f"no: {left} steps of {eager * 1e3:.2g} ms do not pay for it"
+        return self._open
+
+    def _unsuitable(self, optimizers: Optimizers) -> str | None:
+        if missing := unsupported():
+            return f"{missing}. Install torch {', '.join(TESTED_TORCH)}"
+        if not self._roots[2].needs_density:
+            return "its loss trains a critic as it goes"
+        if optimizers.for_graph is None:
+            return "a gradient is sparse. Write sparse=False for tables that are small"
+        if _PYRO_STACK:
+            return "an effect handler of Pyro is active around it. Write it in the model"
+        return None
+
+    def _refuse(self, why: str) -> None:
+        self._open, self.built, self.told = False, None, f"no: {why}"
+        warnings.warn(f"fit runs eagerly, because {why}.", UserWarning, stacklevel=2)
+
+
+def _arguments(step: Step) -> tuple[Any, ...]:
+    return step.args if step.rows is None else (step.rows, *step.args)

@@ -1,0 +1,285 @@
+"""A fit while it runs: its state, and the loop over its steps."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from pyro_ext._checks import Pair
+from pyro_ext.losses import Annealed
+from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.batches import Step, batches_of, count_rows
+from pyro_ext.training.callbacks import Progress
+from pyro_ext.training.checkpoints import Checkpoints
+from pyro_ext.training.compiled.builder import buffers
+from pyro_ext.training.compiled.proof import unchanged
+from pyro_ext.training.graphs import Graphs
+from pyro_ext.training.history import RECORD_EVERY, History
+from pyro_ext.training.memory import Chunks
+from pyro_ext.training.nonfinite import Blowups
+from pyro_ext.training.optimizers import Optimizers
+from pyro_ext.training.parameters import find_parameters, held, optimizer_by_side
+from pyro_ext.training.randomness import get_random, set_random
+from pyro_ext.training.run import Run
+from pyro_ext.training.settings import Settings
+from pyro_ext.training.signals import Signals
+from pyro_ext.training.snapshot import check_asked, digest, load_tensors, named_tensors
+from pyro_ext.training.stepper import Stepper, Taken
+from pyro_ext.training.store import OwnedEntries
+
+__all__ = ["Session"]
+
+_ORDER = 2**32  # between the seed of a run and that of its order of rows
+
+
+class Session:
+    """The state of a fit between two steps.
+
+    Args:
+        settings: What was asked for.
+
+    Raises:
+        ValueError: If there is nothing to train, data and batch size do not fit, or a checkpoint
+            cannot be used.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.number, self.num_steps, self.seconds = 0, settings.num_steps, 0.0
+        self.stopped: str | None = None
+        self._bar: tqdm[Any] | None = None
+        self._random: dict[str, Any] | None = None
+        model, guide, args = settings.model, settings.guide, settings.args
+        self._store = OwnedEntries(model, guide)
+        self._chunks = Chunks(settings.loss, settings.chunk)
+        loss = self._chunks.loss
+        with self._isolated(), self._store.entered():
+            torch.manual_seed(settings.seed)
+            if isinstance(loss, Annealed):
+                loss.start(settings.num_steps)
+            pair = Pair(model, guide, args, {})
+            self.params = self._chunks.run(
+                partial(find_parameters, pair, train=settings.train), settings.devices
+            )
+            loss = self._chunks.loss
+            trained = self.params.trained
+            plate = settings.plate or getattr(guide, "plate", None)
+            changing = buffers((model, guide, loss))
+            num_data = count_rows(pair, plate)
+            self.history = History(loss, num_data, partial(unchanged, changing, trained[0].device))
+            order = settings.seed + _ORDER
+            self.batches = batches_of(model, args, settings.batch_size, plate, order)
+            optim = settings.optim
+            if isinstance(optim, Mapping):
+                optim = optimizer_by_side(optim, pair)
+            make = partial(
+                Optimizers,
+                optim,
+                settings.schedule,
+                trained,
+                clip_norm=settings.clip_norm,
+            )
+            graphs = Graphs(
+                (model, guide, loss),
+                trained,
+                compile=settings.compile,
+                deterministic=settings.deterministic,
+                say=self._say,
+            )
+            self.stepper = Stepper(model, guide, loss, trained, make, graphs)
+            every = (*trained, *self.params.held)
+            self._named = named_tensors(model, guide, loss, every)
+            self._blowups = Blowups(settings.nonfinite, pair, loss, self._named)
+            if changing:
+                self._rehearse(partial(unchanged, changing, trained[0].device))
+            if settings.checkpoints is not None:
+                self._take_up(settings.checkpoints)
+
+    def train(self) -> None:
+        """Take the steps that are left.
+
+        Raises:
+            ValueError: If a loss or gradient is not finite.
+        """
+        start = time.perf_counter() - self.seconds
+        checkpoints, saved = self.settings.checkpoints, self.number
+        bar = tqdm(
+            total=self.num_steps,
+            initial=self.number,
+            desc="fit",
+            leave=False,
+            disable=None if self.settings.progress else True,
+        )
+        still = held(self.params.held)
+        signals = Signals(wanted=checkpoints is not None)
+        with signals, self._isolated(), self._store.entered(), still, bar:
+            self._bar = bar
+            if checkpoints is not None and not checkpoints.files:
+                checkpoints.save(self.number, self._state())
+            while self.stopped is None and self.number < self.num_steps:
+                self._step(next(self.batches))
+                self.seconds = time.perf_counter() - start
+                bar.update()
+                due = checkpoints is not None and self.number % checkpoints.every == 0
+                if checkpoints is not None and (due or signals.received):
+                    checkpoints.save(self.number, self._state())
+                    saved = self.number
+                if signals.received:
+                    break
+            if self.stopped is None and not signals.received:
+                self.stopped = f"num_steps={self.num_steps} reached"
+            if checkpoints is not None and saved != self.number:
+                checkpoints.save(self.number, self._state())
+
+    def resume(self, num_steps: int) -> None:
+        """Take further steps.
+
+        Args:
+            num_steps: Number of steps beyond those that were taken.
+        """
+        self.stopped, self.num_steps = None, self.number + num_steps
+        self.history.go_on()
+        self.train()
+
+    def run(self) -> Run:
+        """Return the fitted guide with its history."""
+        settings, history = self.settings, self.history
+        return Run(
+            settings.model,
+            settings.guide,
+            settings.loss,
+            settings.args,
+            torch.stack(history.losses).cpu().double().numpy(),
+            self.seconds,
+            settings.seed,
+            self._blowups.told(self.stopped or ""),
+            np.array(history.elbos) / history.num_data,
+            np.array(history.elbo_steps, dtype=np.int64),
+            history.num_data,
+            compiled=self.stepper.graphs.told,
+            holdout_per_datum=np.array(history.holdout),
+            holdout_steps=np.array(history.holdout_steps, dtype=np.int64),
+            session=self,
+        )
+
+    def _step(self, step: Step) -> None:
+        settings, number = self.settings, self.number
+        last = number == self.num_steps - 1
+        self.history.before(number, settings.model, settings.guide, step, last=last)
+        self._blowups.before(number, self.stepper.optimizers)
+        taken = self._take(step)
+        if not taken.applied:
+            self._blowups.handle(number, taken, step, self.stepper.optimizers)
+        self.history.after(number, taken.loss)
+        self.number += 1
+        if number % RECORD_EVERY == 0 and self._bar is not None and not self._bar.disable:
+            self._bar.set_postfix(self.history.shown())
+        holdout, plateau = settings.holdout, settings.plateau
+        if holdout is not None and (self.number % holdout.every == 0 or last):
+            self.history.holdout_steps.append(number)
+            self.history.holdout.append(
+                holdout.evaluate(settings.model, settings.guide, settings.loss, settings.devices)
+            )
+        if plateau is not None:
+            self.stopped = plateau.reached(self.history, settings.loss, self._blowups.steps)
+        for callback in settings.callbacks:
+            told = callback(Progress(number, self.num_steps, self.history))
+            self.stopped = self.stopped or told
+
+    def _take(self, step: Step) -> Taken:
+        """Take a step, with fewer particles at once if there is not the memory for all."""
+
+        def act(loss: BoundLoss) -> Taken:
+            if isinstance(loss, Annealed):
+                loss.step = self.number
+            return self.stepper.take(step, self.number, self.num_steps - self.number)
+
+        return self._chunks.run(act, self.settings.devices, self.stepper.change_loss)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "number": self.number,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "asked": self._asked(),
+            "tensors": {name: tensor.detach() for name, tensor in self._named.items()},
+            "stepper": self.stepper.state(),
+            "loss": self._chunks.loss.training_state(),
+            "batches": self.batches.state(),
+            "history": self.history.state(),
+            "blowups": self._blowups.steps,
+            "chunk": self._chunks.size,
+            "random": get_random(self.settings.devices),
+        }
+
+    def _asked(self) -> dict[str, Any]:
+        """Return what another fit must have in common with this one to go on with it."""
+        settings = self.settings
+        asked = {
+            "loss": repr(settings.loss),
+            "data": digest(settings.args),
+            "batch_size": settings.batch_size,
+            "train": settings.train,
+            "clip_norm": settings.clip_norm,
+            "seed": settings.seed,
+        }
+        # A schedule of learning rates is made for a number of steps.
+        return asked if settings.schedule is None else asked | {"num_steps": settings.num_steps}
+
+    def _take_up(self, checkpoints: Checkpoints) -> None:
+        found = checkpoints.last()
+        if found is None:
+            return
+        path, state = found
+        check_asked(state["asked"], self._asked(), f"fit: {path}")
+        load_tensors(self._named, state["tensors"], f"fit: {path}")
+        self.number, self.seconds, self.stopped = (
+            state["number"],
+            state["seconds"],
+            state["stopped"],
+        )
+        if self.number < self.num_steps and (self.stopped or "").startswith("num_steps"):
+            self.stopped = None
+        if state["chunk"] != self._chunks.size:
+            self._chunks.size = state["chunk"]
+            self.stepper.change_loss(self._chunks.loss)
+        self.stepper.load(state["stepper"])
+        self._chunks.loss.load_training_state(state["loss"])
+        self.batches.load(state["batches"])
+        self.history.load(state["history"])
+        if self.number < self.num_steps:
+            self.history.go_on()
+        self._blowups.steps = list(state["blowups"])
+        set_random(state["random"], self.settings.devices)
+
+    def _rehearse(self, unchanged: Callable[[], AbstractContextManager[None]]) -> None:
+        """Let the plates be found now, which runs the modules, so that no buffer counts it."""
+        settings, start = self.settings, self.batches.state()
+        loss, learned = self._chunks.loss, self._chunks.loss.training_state()
+        step = next(self.batches)
+        with unchanged(), held(self.params.held), step.context:
+            loss.differentiable_loss(settings.model, settings.guide, *step.args)
+        loss.load_training_state(learned)
+        self.batches.load(start)
+
+    def _say(self, what: str | None) -> None:
+        if self._bar is not None:
+            self._bar.set_description(what or "fit")
+
+    @contextmanager
+    def _isolated(self) -> Iterator[None]:
+        """Leave the caller's random states as they were, and go on with the fit's own."""
+        devices = self.settings.devices
+        before = get_random(devices)
+        if self._random is not None:
+            set_random(self._random, devices)
+        try:
+            yield
+        finally:
+            self._random = get_random(devices)
+            set_random(before, devices)

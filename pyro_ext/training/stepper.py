@@ -1,0 +1,134 @@
+"""One step of a fit: eager, or by the graph where there is one."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.batches import Step
+from pyro_ext.training.graphs import Graphs
+from pyro_ext.training.optimizers import Optimizers, values
+
+__all__ = ["Stepper", "Taken"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken.
+
+    Args:
+        loss: Its loss.
+        applied: Whether loss and gradient were finite; if not, nothing was changed.
+    """
+
+    loss: Tensor
+    applied: bool
+
+
+class Stepper:
+    """Takes the steps of a fit.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        loss: The loss.
+        params: The trained parameters.
+        make_optimizers: Makes the optimizers, once there are gradients.
+        graphs: The graph of the step.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        loss: BoundLoss,
+        params: list[Tensor],
+        make_optimizers: Callable[..., Optimizers],
+        graphs: Graphs,
+    ) -> None:
+        self._model, self._guide, self._loss = model, guide, loss
+        self._params, self._make_optimizers = params, make_optimizers
+        self.graphs = graphs
+        self.optimizers: Optimizers | None = None
+        self._checked = False
+
+    def take(self, step: Step, number: int, left: int) -> Taken:
+        """Take a step.
+
+        Args:
+            step: The step.
+            number: Its number.
+            left: Number of steps that are left, with this one.
+
+        Raises:
+            ValueError: If the loss has no gradient.
+        """
+        graphs, optimizers = self.graphs, self.optimizers
+        graphs.prepare(step, optimizers, number, left)
+        tensors = graphs.tensors(step)
+        if tensors is None or graphs.built is None or optimizers is None:
+            with graphs.watching():
+                return self._eager(step)
+        before = int(graphs.skipped)
+        value = graphs.built.take(tensors)
+        optimizers.step_schedules()
+        return Taken(value, int(graphs.skipped) == before)
+
+    def change_loss(self, loss: BoundLoss) -> None:
+        """Go on with another loss of the same value.
+
+        Args:
+            loss: The loss.
+        """
+        self._loss = loss
+        self.graphs.change_loss(loss)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the optimizers, and whether there is a graph."""
+        optimizers = None if self.optimizers is None else self.optimizers.state()
+        return {"optimizers": optimizers, "graphs": self.graphs.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over the state of another stepper.
+
+        Args:
+            state: What ``state`` returned.
+        """
+        self.graphs.load(state["graphs"])
+        if state["optimizers"] is not None:
+            self.optimizers = self._make_optimizers(sparse=state["optimizers"]["sparse"])
+            self.optimizers.load(state["optimizers"])
+
+    def _eager(self, step: Step) -> Taken:
+        validate, self._checked = not self._checked, True
+        for param in self._params:
+            param.grad = None
+        with pyro.validation_enabled(validate), step.context:
+            value = self._loss.differentiable_loss(self._model, self._guide, *step.args)
+            finite = math.isfinite(value.item())
+            if finite:
+                if not value.requires_grad:
+                    raise ValueError(
+                        "fit: expected a loss with a gradient for what is trained; "
+                        f"{self._loss!r} gives the model no gradient. Write: train='guide'."
+                    )
+                value.backward()
+        if finite and self.optimizers is None:  # only a gradient tells whether it is sparse
+            self.optimizers = self._make_optimizers()
+        finite = finite and all(_finite(param.grad) for param in self._params)
+        if finite and self.optimizers is not None:
+            self.optimizers.step()
+        return Taken(value.detach(), finite)
+
+
+def _finite(grad: Tensor | None) -> bool:
+    if grad is None:
+        return True
+    entries = values(grad)
+    # A sum is cheap, and not finite if an entry is not; the reverse is looked at.
+    return math.isfinite(entries.sum().item()) or bool(torch.isfinite(entries).all())

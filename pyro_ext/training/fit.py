@@ -123,7 +123,9 @@ def fit(
     """
     if optim == "auto" or family == "auto":
         given = None if optim == "auto" else optim
-        options = {"loss": loss, "optim": given, "schedule": schedule}
+        options: dict[str, Any] = {"loss": loss, "optim": given, "schedule": schedule}
+        options |= {"holdout": holdout, "plateau": plateau, "checkpoints": checkpoints}
+        options |= {"callbacks": callbacks or None, "clip_norm": clip_norm, "chunk": chunk}
         rows: Any = {"batch_size": batch_size, "plate": plate}
         rest: Any = {"seed": seed, "progress": progress}
         return fit_without_settings(fit, model, guide, data, family, options, **rows, **rest)

@@ -225,6 +225,7 @@ def test_single_precision_models_get_single_precision_draws():
     ("options", "message"),
     [
         ({"loss": px.ELBO()}, "fit: expected no loss with optim='auto'"),
+        ({"checkpoints": "runs"}, "fit: expected no checkpoints with optim='auto', which does wi"),
         ({"family": px.Flow()}, r"px.FullCovariance\(\) with optim='auto'; got Flow"),
         ({"guide": two_modes}, "a guide of pyro_ext with optim='auto' and mini-batches"),
         ({"batch_size": 3, "family": px.Diagonal()}, r"got family=Diagonal\(\)"),

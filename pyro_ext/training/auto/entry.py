@@ -36,7 +36,7 @@ def fit_without_settings(
         guide: A guide with one π per datapoint, or None.
         data: The model's argument, or a tuple of its arguments.
         family: The family, or ``"auto"``.
-        options: Options of ``fit`` that leave nothing to find, which must all be None.
+        options: Options of ``fit`` that automatic fits find or do without; all must be None.
         batch_size: Rows of a mini-batch.
         plate: Name of the data plate.
         seed: Seed.
@@ -48,7 +48,7 @@ def fit_without_settings(
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise ValueError(
-            f"fit: expected no {given[0]} with optim='auto', which finds it; got one. Write: "
+            f"fit: expected no {given[0]} with optim='auto', which does without; got one. Write: "
             "px.fit(model, data=data, optim='auto'), or leave out optim='auto'."
         )
     if not (family in (None, "auto") or isinstance(family, (Diagonal, FullCovariance, LowRank))):

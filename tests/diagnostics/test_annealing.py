@@ -55,7 +55,7 @@ def test_both_directions_enclose_the_evidence_of_simulated_data(exact):
         exact.guide,
         *exact.args,
         num_chains=30,
-        num_temperatures=15,
+        num_temperatures=25,
         num_leapfrog=3,
         seed=3,
     )

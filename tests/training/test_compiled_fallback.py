@@ -140,3 +140,33 @@ def test_run_reports_steps_that_were_left_out():
         svi.run(5, x)
     assert torch.isfinite(guide.params).all()
     assert svi.num_skipped == 5
+
+
+def sees_too_much():
+    others = [object() for _ in range(20_001)]
+
+    def model(x):
+        assert others
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model
+
+
+def test_a_model_that_sees_too_many_objects_runs_eagerly():
+    model = sees_too_much()
+    svi = graph_svi(model, px.AutoJoint(model))
+    with pytest.warns(UserWarning, match=r"too many objects to watch\. Pass the data"):
+        losses = [svi.step(torch.tensor(1.0)) for _ in range(3)]
+    assert torch.isfinite(torch.tensor(losses)).all()
+    assert svi._last is None
+
+
+def test_a_fit_of_a_model_that_sees_too_many_objects():
+    model, options = sees_too_much(), {"num_steps": 3, "progress": False}
+    with (
+        pytest.warns(UserWarning, match="too many objects to look at all: buffers of"),
+        pytest.warns(UserWarning, match="too many objects to watch"),
+    ):
+        run = px.fit(model, data=torch.tensor(1.0), compile=True, **options)
+    assert run.num_steps == 3

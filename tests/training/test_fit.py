@@ -163,8 +163,7 @@ def eight_schools_bounds(family, seed):
     args = eight_schools.data()
     guide = px.AutoJoint(eight_schools.model, family=family)
     loss = px.ELBO(32, estimator="stl")
-    run = quiet(eight_schools.model, guide, loss, args, **cosine(0.1, 400), seed=seed)
-    assert run.seconds < 15
+    quiet(eight_schools.model, guide, loss, args, **cosine(0.1, 400), seed=seed)
     torch.manual_seed(seed)
     with torch.no_grad():
         weights = px.log_weights(

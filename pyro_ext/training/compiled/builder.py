@@ -1,5 +1,6 @@
 """From a model, guide and loss to a step that was proved to be the eager one."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -137,8 +138,10 @@ def build(
         watch = Watch(roots, recorded.held, pyro.get_param_store())
         step = build_step(recorded, optimizer, call.tensors, skipped, backend=backend)
         prove(step, eager, call.tensors, [*changing, skipped], skipped.device)
-    except (Unsuitable, TooMuch):
+    except Unsuitable:
         raise
+    except TooMuch as error:
+        raise Unsuitable(str(error)) from error
     except Exception as error:
         raise Unsuitable(_reason(error)) from error
     return Built(call, step, watch, weight)
@@ -147,8 +150,16 @@ def build(
 def buffers(roots: Sequence[Any]) -> list[Tensor]:
     """Return the buffers of all modules in sight, which a layer may change as it runs."""
     modules = [root for root in roots if isinstance(root, torch.nn.Module)]
-    for binding in bindings(*roots):
-        modules += [value for value in binding.values if isinstance(value, torch.nn.Module)]
+    try:
+        for binding in bindings(*roots):
+            modules += [value for value in binding.values if isinstance(value, torch.nn.Module)]
+    except TooMuch:
+        warnings.warn(
+            f"the model sees too many objects to look at all: buffers of {len(modules)} modules "
+            "are known, and others are neither saved nor restored. Pass the data as arguments.",
+            UserWarning,
+            stacklevel=2,
+        )
     found = {id(b): b for module in modules for b in module.buffers(recurse=False)}
     return list(found.values())
 

@@ -252,10 +252,8 @@ class CompiledSVI:
             try:
                 everything = Watch(self._roots, params, pyro.get_param_store(), closed=False)
                 self._checked[key] = params, everything
-            except TooMuch:
-                self._refusals.refuse(
-                    key, "its model sees too many objects to watch. Pass the data as arguments"
-                )
+            except TooMuch as error:
+                self._refusals.refuse(key, str(error))
         return loss
 
     def _build(self, key: Any, call: Call, params: list[Tensor]) -> Built | None:

@@ -1,6 +1,7 @@
 """What a function can see: the variables and attributes that a recorded graph depends on."""
 
 import types
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,10 +18,14 @@ SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch
 _LIMIT = 20_000
 _LIBRARIES = {"torch", "pyro", "pyro_ext", "numpy", "math", "builtins", "functools", "itertools"}
 _LIBRARIES |= {"typing", "collections", "contextlib", "operator", "jaxtyping", "pandas", "scipy"}
+_LIBRARIES |= {"_pytest"}  # which an assert in a model sees under pytest
 
 
 class TooMuch(Exception):
     """A model sees more objects than can be watched."""
+
+    def __init__(self) -> None:
+        super().__init__("its model sees too many objects to watch. Pass the data as arguments")
 
 
 @dataclass(frozen=True)
@@ -64,29 +69,30 @@ def narrowed(binding: Binding, keep: Callable[[Any], bool]) -> Binding | None:
     return Binding(_reader(names), binding.holder, names, values, binding.where)
 
 
-def bindings(*roots: Any) -> list[Binding]:
-    """Return every binding that functions and modules can see.
+def bindings(*roots: Any) -> Iterator[Binding]:
+    """Yield every binding that functions and modules can see, the nearest first.
 
     Closures, globals, defaults, partial arguments, attributes, and what lies in lists, dicts and
     tuples there; what belongs to a library is left out.
 
     Args:
         *roots: Functions and modules.
+
+    Raises:
+        TooMuch: If they see more than 20,000 objects.
     """
-    found: list[Binding] = []
     seen: set[int] = set()
-    queue = list(roots)
+    queue = deque(roots)
     while queue:
-        obj = queue.pop()
+        obj = queue.popleft()
         if id(obj) in seen or isinstance(obj, (Tensor, *SCALARS)):
             continue
         seen.add(id(obj))
         if len(seen) > _LIMIT:
             raise TooMuch
         for binding in _of(obj):
-            found.append(binding)
+            yield binding
             queue.extend(binding.values)
-    return found
 
 
 def stored(store: Any, ids: set[int]) -> list[Binding]:

@@ -17,7 +17,7 @@ LAYERS = (
     {"weights", "bounds", "autoguide"},
     {"losses", "ratio"},
     {"diagnostics", "training"},
-    {"testing"},
+    {"citation", "testing"},
     {"__init__"},
 )
 """Parts of the package from the bottom up; private modules (`_name.py`) lie at the bottom."""

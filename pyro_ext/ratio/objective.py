@@ -22,18 +22,22 @@ class Bound:
         value: From outputs on samples of p and of q to the bound.
         offset: What to subtract from the best output to get log p/q; None if that is a constant
             that the bound leaves free.
+        papers: What to cite for it.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
     offset: float | None = 0.0
+    papers: tuple[str, ...] = ()
 
+
+_F_GAN = "nowozin2016fgan"
 
 BOUNDS = {
-    "jsd": Bound(jsd),
-    "nwj": Bound(nwj, offset=1.0),
-    "dv": Bound(dv, offset=None),
-    "infonce": Bound(infonce, offset=None),
-    **{f"f:{name}": Bound(divergence.bound) for name, divergence in DIVERGENCES.items()},
+    "jsd": Bound(jsd, papers=("goodfellow2014generative",)),
+    "nwj": Bound(nwj, offset=1.0, papers=("nguyen2010estimating", _F_GAN)),
+    "dv": Bound(dv, offset=None, papers=("donsker1983asymptotic", "belghazi2018mine")),
+    "infonce": Bound(infonce, offset=None, papers=("oord2018representation",)),
+    **{f"f:{name}": Bound(known.bound, papers=(_F_GAN,)) for name, known in DIVERGENCES.items()},
 }
 
 

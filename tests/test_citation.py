@@ -142,6 +142,7 @@ def test_no_method_is_left_out():
         "DensityRatio",
         "JudgedRun",
         "LocalRun",
+        "Objective",
         "Regularizer",
         "Run",
         "TelescopingRatio",

@@ -17,7 +17,7 @@ from pyro_ext.ratio.contrast import CONTRASTS, Scene
 from pyro_ext.ratio.critics import MLPCritic
 from pyro_ext.ratio.estimate import RatioEstimate, kl_estimate, mean_and_se, warn_of
 from pyro_ext.ratio.latents import Elements
-from pyro_ext.ratio.objective import BOUNDS, Objective
+from pyro_ext.ratio.objective import Objective
 from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
 
 __all__ = ["Adversarial"]
@@ -260,8 +260,10 @@ class Adversarial(BoundLoss):
                 param.requires_grad = True
 
     def _papers_in_use(self) -> Iterable[str]:
-        contrast, bound = CONTRASTS[self.contrast].papers, BOUNDS[self.bound].papers
-        return (*contrast, *bound, *references_of(self.regularizer))
+        return (
+            *CONTRASTS[self.contrast].papers,
+            *references_of(Objective(self.bound), self.regularizer),
+        )
 
     def _options(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "contrast": self.contrast}

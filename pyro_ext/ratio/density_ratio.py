@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_ext._cited import references_of
 from pyro_ext.ratio.fitted import FittedRatio
-from pyro_ext.ratio.objective import BOUNDS, Objective
+from pyro_ext.ratio.objective import Objective
 from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
 
 __all__ = ["DensityRatio"]
@@ -76,5 +77,4 @@ class DensityRatio(FittedRatio):
         return self.trainer.log_ratio(x)
 
     def _papers_in_use(self) -> Iterable[str]:
-        bound = BOUNDS[self.trainer.objective.bound].papers
-        return (*bound, *self.trainer.regularizer.references)
+        return references_of(self.trainer.objective, self.trainer.regularizer)

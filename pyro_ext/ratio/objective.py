@@ -1,13 +1,14 @@
 """What a critic climbs, and how its output becomes a log ratio."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_ext._cited import Cited
 from pyro_ext.ratio.conjugate import DIVERGENCES
 from pyro_ext.ratio.divergences import dv, infonce, jsd, log_mean_exp, nwj
 
@@ -41,7 +42,7 @@ BOUNDS = {
 }
 
 
-class Objective:
+class Objective(Cited):
     r"""A bound with its memory: the running mean of e^T under q that ``dv`` and ``infonce`` need.
 
     Args:
@@ -100,6 +101,9 @@ class Objective:
         """
         if BOUNDS[self.bound].offset is None:
             self.log_average = log_mean_exp(t_q.detach())
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return BOUNDS[self.bound].papers
 
     def _remember(self, new: Tensor) -> None:
         if self.log_average is None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_ext.ratio.fitted import FittedRatio
-from pyro_ext.ratio.objective import BOUNDS, Objective
+from pyro_ext.ratio.objective import Objective
 
 __all__ = ["BRIDGES", "TelescopingRatio", "linear_waymarks", "mixture_waymarks"]
 
@@ -160,4 +160,4 @@ class TelescopingRatio(FittedRatio):
         return torch.stack(parts).sum(0)
 
     def _papers_in_use(self) -> Iterable[str]:
-        return BOUNDS[self.objectives[0].bound].papers
+        return self.objectives[0].references

@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help compare tutorials test test-all lint format bench-speed
+.PHONY: help compare tutorials test test-all lint format bench-speed package-check
 
 help:
 	@echo "make compare [ARGS='--list']   compare posteriors on real data, in a table and figures"
@@ -12,6 +12,7 @@ help:
 	@echo "make test                      lint, types, tests and doctests, but for the slow ones"
 	@echo "make test-all                  the same with the slow ones"
 	@echo "make bench-speed               step times against plain torch, Pyro and NumPyro"
+	@echo "make package-check             build, install into an empty environment, and try the wheel"
 	@echo "make lint                      lint and types only"
 	@echo "make format                    sort the imports and format the code"
 
@@ -37,6 +38,13 @@ lint: $(STAMP)
 bench-speed: export OMP_NUM_THREADS ?= 1
 bench-speed: $(STAMP)
 	taskset --cpu-list 0 $(BIN)/python benchmarks/speed/steps.py --out benchmarks/speed/result $(ARGS)
+
+package-check: $(STAMP)
+	rm -rf build/package
+	$(BIN)/python -m build --no-isolation --outdir build/package/dist .
+	"$(PYTHON)" -m venv build/package/env
+	build/package/env/bin/python -m pip install --constraint constraints.txt build/package/dist/*.whl
+	cd build/package && env/bin/python ../../tests/packaging/smoke.py env
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix --select I .

@@ -7,6 +7,7 @@ from pyro_ext.autoguide import AutoAmortized as AutoAmortized
 from pyro_ext.autoguide import AutoJoint as AutoJoint
 from pyro_ext.autoguide import AutoPerDatapoint as AutoPerDatapoint
 from pyro_ext.autoguide import AutoSemiAmortized as AutoSemiAmortized
+from pyro_ext.citation import citation as citation
 from pyro_ext.diagnostics import Annealing as Annealing
 from pyro_ext.diagnostics import Calibration as Calibration
 from pyro_ext.diagnostics import Comparison as Comparison

@@ -1,9 +1,9 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ LAYERS = (
     {"weights", "bounds", "autoguide"},
     {"losses", "ratio"},
     {"diagnostics", "training"},
-    {"testing"},
+    {"citation", "testing"},
     {"__init__"},
 )
 """Parts of the package from the bottom up; private modules (`_name.py`) lie at the bottom."""
@@ -68,6 +68,13 @@ def imported_parts(source):
             part = [*module.split("."), "__init__"][1]
             parts.add(part if part in names else "__init__")
     return parts
+
+
+def test_the_page_has_these_layers():
+    order = (ROOT / "ARCHITECTURE.md").read_text().partition("## Import order")[2]
+    lines = order.strip().partition("\n\n")[0].splitlines()
+    page = [set(re.findall(r"\w+", line)) - {"_private"} for line in reversed(lines)]
+    assert page == list(LAYERS[:-1])
 
 
 def test_there_are_sources():
@@ -208,18 +215,3 @@ def test_import_changes_no_global_state(fresh_import):
 def test_import_loads_little_more_than_pyro(fresh_import):
     heavy = set(fresh_import["loaded"]) - ALLOWED_AT_IMPORT
     assert not heavy, f"import these where they are used, not when pyro_ext is imported: {heavy}"
-
-
-def test_wheel_ships_the_package_and_nothing_else(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
-        capture_output=True,
-        check=True,
-    )
-    (wheel,) = tmp_path.glob("pyro_ext-*.whl")
-    files = [Path(name) for name in zipfile.ZipFile(wheel).namelist()]
-    shipped = {file.as_posix() for file in files if not file.parts[0].endswith(".dist-info")}
-    kept = (path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix != ".pyc")
-    assert shipped == {path.relative_to(ROOT).as_posix() for path in kept}
-    assert "pyro_ext/py.typed" in shipped
-    assert any(file.match("*.dist-info/licenses/LICENSE") for file in files)

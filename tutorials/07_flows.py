@@ -272,7 +272,7 @@ left.set(
     title=f"forward KL: {forward} nats", xlabel="x₁", ylabel="x₂", xlim=(-8, 8), ylim=(-7, 25)
 )
 left.legend(markerscale=4)
-image = log_pulled.exp().reshape(num_u := len(axes_u[1]), -1)
+image = log_pulled.exp().reshape(len(axes_u[1]), -1)
 extent = (low[0], high[0], low[1], high[1])
 middle.imshow(
     image, origin="lower", extent=[float(v) for v in extent], aspect="auto", cmap="viridis"

@@ -1,7 +1,7 @@
 """π(x) from an encoder."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from pyro.infer.autoguide import init_to_median
 from torch import Tensor
@@ -60,6 +60,8 @@ class AutoAmortized(EncoderGuide):
         >>> guide.sample_posterior(4, torch.zeros(3))["z"].shape
         torch.Size([4, 3])
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("kingma2014auto",)
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_ext._cited import Cited
 from pyro_ext._replay import computed_once
 from pyro_ext._sitewise import asked_sitewise
 from pyro_ext.autoguide.fixed import fixed_values
@@ -25,7 +26,7 @@ from pyro_ext.autoguide.summaries import SummarizedGuide
 __all__ = ["Group", "PackedGuide"]
 
 
-class PackedGuide(SummarizedGuide):
+class PackedGuide(Cited, SummarizedGuide):
     """Base of the automatic guides: packs latents, draws, scores, summarizes.
 
     A concrete guide says how the latents fall into groups (``_group``), creates its parameters

@@ -1,7 +1,7 @@
 """All latents in one vector with one shared π."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -40,6 +40,10 @@ class AutoJoint(PackedGuide, AutoContinuous):  # type: ignore[metaclass]
         ValueError: If a latent is inside a subsampled plate (then ``AutoPerDatapoint`` or
             ``AutoAmortized`` is the guide to use), is discrete, or is in a sequential plate.
 
+    References:
+        Automatic Differentiation Variational Inference (Kucukelbir et al., 2017) |
+        https://arxiv.org/abs/1603.00788
+
     Example:
         >>> def model(x):
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -50,6 +54,8 @@ class AutoJoint(PackedGuide, AutoContinuous):  # type: ignore[metaclass]
         >>> guide.sample_posterior(4, torch.zeros(3))["mu"].shape
         torch.Size([4])
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("kucukelbir2017automatic",)
 
     def __init__(
         self,
@@ -159,3 +165,6 @@ class AutoJoint(PackedGuide, AutoContinuous):  # type: ignore[metaclass]
     def _joint(self) -> Group:
         (group,) = self.groups
         return group
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return self.family.references

@@ -1,12 +1,13 @@
 """What the guides with one π per datapoint share: the data plate, and globals with a shared π."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from pyro.infer.autoguide import init_to_median
 from torch import Tensor, nn
 
+from pyro_ext._cited import references_of
 from pyro_ext.autoguide.guide import Group, PackedGuide
 from pyro_ext.autoguide.packing import Frame, Latent, Packing
 from pyro_ext.autoguide.plates import Batch, batch_of, find_batch
@@ -169,3 +170,6 @@ class LocalGuide(PackedGuide):
     @property
     def _data_frame(self) -> Frame:
         return cast(Frame, self.groups[-1].packing.plate)
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return references_of(self.family, *(group.family for group in self.groups))

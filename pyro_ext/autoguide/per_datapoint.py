@@ -1,6 +1,6 @@
 """One free π per datapoint: classical mean field, in every family."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -50,6 +50,10 @@ class AutoPerDatapoint(LocalGuide):
             another number of datapoints than it was built for, or if there are no globals to
             condition on.
 
+    References:
+        Stochastic Variational Inference (Hoffman, Blei, Wang and Paisley, 2013) |
+        https://arxiv.org/abs/1206.7051
+
     Example:
         >>> def model(x):
         ...     with pyro.plate("data", len(x)):
@@ -60,6 +64,8 @@ class AutoPerDatapoint(LocalGuide):
         >>> guide.local_params.shape
         torch.Size([3, 2])
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("hoffman2013stochastic",)
 
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
         full = len(initial) if batch is None else batch.full_size

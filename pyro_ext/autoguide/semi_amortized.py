@@ -1,6 +1,6 @@
 """π(x) from an encoder, corrected for each datapoint."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -60,6 +60,8 @@ class AutoSemiAmortized(EncoderGuide):
                 [0., 0.],
                 [0., 0.]], requires_grad=True)
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("kim2018semi",)
 
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
         super()._create_local_source(group, initial, batch)

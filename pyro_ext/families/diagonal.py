@@ -1,6 +1,7 @@
 """Mean field: independent normals."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -31,6 +32,10 @@ class Diagonal(Family):
 
     π holds the means and the scales before their softplus, so P = 2D.
 
+    References:
+        Automatic Differentiation Variational Inference (Kucukelbir et al., 2017) |
+        https://arxiv.org/abs/1603.00788
+
     Example:
         >>> family = Diagonal()
         >>> params = family.initial_params(torch.zeros(3), torch.full((3,), 0.5))
@@ -38,6 +43,8 @@ class Diagonal(Family):
         >>> q.event_shape, q.variance
         (torch.Size([3]), tensor([0.2500, 0.2500, 0.2500]))
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("kucukelbir2017automatic",)
 
     def num_params(self, dim: int) -> int:
         """Return 2D."""

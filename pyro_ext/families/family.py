@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.nn.functional import softplus
 
+from pyro_ext._cited import Cited
 from pyro_ext.families._quantile import quantile_by_draws
 
 __all__ = ["Family", "inverse_positive", "positive"]
@@ -25,13 +26,13 @@ def inverse_positive(value: Tensor) -> Tensor:
     return excess + torch.log(-torch.expm1(-excess))
 
 
-class Family(ABC):
+class Family(Cited, ABC):
     r"""A set of distributions :math:`\{q(z; \pi)\}` over :math:`\mathbb{R}^D`.
 
     A family holds no parameters: a guide stores π, or computes it from data, and asks the family
     for the distribution. A family of flows has networks too, which all π share: it builds them and
     the guide keeps them. To add a family, write its three abstract
-    methods, and the others where it can.
+    methods, and the others where it can; ``papers`` says what to cite for it.
     """
 
     @property

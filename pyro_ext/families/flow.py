@@ -1,8 +1,8 @@
 """Normalizing flows: a Gaussian, bent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -76,6 +76,12 @@ class Flow(Family):
         | https://arxiv.org/abs/1906.04032
         Sylvester normalizing flows for variational inference (van den Berg et al., 2018)
         | https://arxiv.org/abs/1803.05649
+        Masked autoregressive flow (Papamakarios, Pavlakou and Murray, 2017)
+        | https://arxiv.org/abs/1705.07057
+        Density estimation using Real NVP (Dinh, Sohl-Dickstein and Bengio, 2017)
+        | https://arxiv.org/abs/1605.08803
+        NICE: non-linear independent components estimation (Dinh, Krueger and Bengio, 2014)
+        | https://arxiv.org/abs/1410.8516
 
     Example:
         >>> family = Flow("nsf", context=4)
@@ -84,6 +90,8 @@ class Flow(Family):
         >>> q.log_prob(torch.zeros(2)).detach()
         tensor(-1.8379)
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("rezende2015variational",)
 
     kind: str | Sequence[str] = "nsf"
     _: KW_ONLY
@@ -202,3 +210,9 @@ class Flow(Family):
                 "base=px.FullCovariance()."
             )
         return affine
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return (
+            *(paper for name in self._names for paper in KINDS[name].papers),
+            *self.base.references,
+        )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,10 @@ class FullCovariance(AffineFamily):
     Raises:
         ValueError: If the form is unknown, if a dense S is singular, or if S = L U does not exist.
 
+    References:
+        Automatic Differentiation Variational Inference (Kucukelbir et al., 2017) |
+        https://arxiv.org/abs/1603.00788
+
     Example:
         >>> family = FullCovariance()
         >>> S = torch.tensor([[1.0, 0.0], [0.8, 0.6]])
@@ -46,6 +51,8 @@ class FullCovariance(AffineFamily):
         tensor([[1.0000, 0.8000],
                 [0.8000, 1.0000]])
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("kucukelbir2017automatic",)
 
     factor: str = "triangular"
 

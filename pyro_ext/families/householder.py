@@ -1,6 +1,7 @@
 """Normals whose covariance is a product of reflections and a diagonal."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -97,6 +98,8 @@ class Householder(AffineFamily):
         >>> bool(torch.allclose(q.covariance_matrix, torch.eye(100), atol=1e-5))
         True
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("tomczak2016improving",)
 
     num_reflections: int = 2
 

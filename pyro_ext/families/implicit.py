@@ -49,6 +49,8 @@ class Implicit(Family):
         torch.Size([5, 3])
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("huszar2017variational",)
+
     noise_dim: int | None = None
     _: KW_ONLY
     context: int = 0

@@ -1,6 +1,7 @@
 """Normals whose covariance is diagonal plus low rank."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -33,6 +34,10 @@ class LowRank(Family):
     Raises:
         ValueError: If the rank is not positive.
 
+    References:
+        Gaussian Variational Approximation with a Factor Covariance Structure (Ong, Nott and Smith,
+        2018) | https://arxiv.org/abs/1701.03208
+
     Example:
         >>> family = LowRank(rank=2)
         >>> family.num_params(100)
@@ -41,6 +46,8 @@ class LowRank(Family):
         >>> bool(torch.allclose(q.variance, torch.ones(100)))
         True
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("ong2018gaussian",)
 
     rank: int = 1
 

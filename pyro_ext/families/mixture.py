@@ -1,5 +1,6 @@
 """Mixtures of any family."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -157,6 +158,8 @@ class Mixture(Family):
         torch.Size([5, 2])
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("morningstar2021automatic",)
+
     base: Family
     num_components: int = 2
 
@@ -250,6 +253,9 @@ class Mixture(Family):
                 torch.where(below < prob, high, middle),
             )
         return ((low + high) / 2).expand(posterior.batch_shape + posterior.event_shape)
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return self.base.references
 
 
 def _normal(components: Any) -> bool:

@@ -1,6 +1,6 @@
 """The ELBO with its KL divergence weighed by a schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
@@ -155,3 +155,8 @@ class Annealed(BoundLoss):
             if not site["is_observed"] or site["infer"].get("is_auxiliary"):
                 site["scale"] = site["scale"] * beta
         return None
+
+    def _papers_in_use(self) -> Iterable[str]:
+        constant = self.schedule.start == self.schedule.end
+        warm_up = "higgins2017beta" if constant else "bowman2016generating"
+        return (warm_up, *self.elbo.references)

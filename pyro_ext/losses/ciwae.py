@@ -42,6 +42,8 @@ class CIWAE(BoundLoss):
         1.5155
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("rainforth2018tighter",)
+
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg", "stl", "vimco")
 
     def __init__(

@@ -49,6 +49,8 @@ class CUBO(BoundLoss):
         -1.5155
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("dieng2017variational",)
+
     upper: ClassVar[bool] = True
     hierarchies: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg")

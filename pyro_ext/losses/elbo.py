@@ -60,6 +60,8 @@ class ELBO(BoundLoss):
     References:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2013) | https://arxiv.org/abs/1312.6114
         Sticking the Landing (Roeder, Wu and Duvenaud, 2017) | https://arxiv.org/abs/1703.09194
+        Black Box Variational Inference (Ranganath, Gerrish and Blei, 2014) |
+        https://arxiv.org/abs/1401.0118
 
     Example:
         >>> def model(x):

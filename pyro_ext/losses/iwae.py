@@ -58,6 +58,8 @@ class IWAE(BoundLoss):
         1.5155
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("burda2016importance",)
+
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg", "stl", "vimco")
 
     def __init__(

@@ -44,6 +44,8 @@ class JackknifeIWAE(BoundLoss):
         1.5155
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("nowozin2018debiasing",)
+
     hierarchies: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("reparam",)
     stratified: ClassVar[tuple[str, ...]] = ()  # it leaves out one of independent draws

@@ -2,7 +2,7 @@
 
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext._checks import Pair
+from pyro_ext._cited import Cited
 from pyro_ext._sitewise import sitewise
 from pyro_ext._strata import mixture
 from pyro_ext._terms import Particles
@@ -29,8 +30,16 @@ __all__ = ["BoundLoss"]
 
 SCORE_ESTIMATORS = ("score", "vimco", "wake")
 
+ESTIMATOR_PAPERS = {
+    "reparam": "kingma2014auto",
+    "stl": "roeder2017sticking",
+    "dreg": "tucker2019doubly",
+    "score": "ranganath2014black",
+    "vimco": "mnih2016variational",
+}
 
-class BoundLoss(pyro.infer.ELBO):
+
+class BoundLoss(Cited, pyro.infer.ELBO):
     """Base of the losses; ``loss = -bound``, or the bound itself where it is an upper one.
 
     ``estimators`` are the gradients that a loss has, and ``stratified`` those under which mixtures
@@ -87,6 +96,10 @@ class BoundLoss(pyro.infer.ELBO):
         options = ", ".join(f"{name}={value!r}" for name, value in given.items())
         made = f"{type(self).__name__}({options})"
         return made if self._chunk_size is None else f"{made}.in_chunks({self._chunk_size})"
+
+    def _papers_in_use(self) -> Iterable[str]:
+        known = ESTIMATOR_PAPERS.get(self.estimator)
+        return () if known is None else (known,)
 
     @abstractmethod
     def _options(self) -> dict[str, Any]:

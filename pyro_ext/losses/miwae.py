@@ -43,6 +43,8 @@ class MIWAE(BoundLoss):
         1.5155
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("rainforth2018tighter",)
+
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg", "stl", "vimco")
 
     def __init__(

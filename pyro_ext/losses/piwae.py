@@ -49,6 +49,8 @@ class PIWAE(BoundLoss):
         1.5155
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("rainforth2018tighter",)
+
     hierarchies: ClassVar[bool] = False
     chunks: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg")

@@ -50,6 +50,8 @@ class Renyi(BoundLoss):
         1.5155
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("li2016renyi", "daudel2023alpha")
+
     estimators: ClassVar[tuple[str, ...]] = ("reparam", "dreg", "stl", "vimco")
 
     def __init__(

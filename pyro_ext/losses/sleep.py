@@ -45,7 +45,7 @@ class Sleep(BoundLoss):
     References:
         The wake-sleep algorithm for unsupervised neural networks (Hinton et al., 1995) |
         https://doi.org/10.1126/science.7761831
-        Revisiting Reweighted Wake-Sleep (Le et al., 2020) | https://arxiv.org/abs/1805.10469
+        Revisiting Reweighted Wake-Sleep (Le et al., 2019) | https://arxiv.org/abs/1805.10469
 
     Example:
         >>> def model(x):
@@ -60,6 +60,8 @@ class Sleep(BoundLoss):
         >>> round(Sleep({"x": 0}).loss(model, guide, x) / len(x), 1)
         1.1
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("hinton1995wake", "le2019revisiting")
 
     chunks: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("sleep",)

@@ -35,7 +35,7 @@ class WakeSleep(BoundLoss):
 
     References:
         Reweighted Wake-Sleep (Bornschein and Bengio, 2015) | https://arxiv.org/abs/1406.2751
-        Revisiting Reweighted Wake-Sleep (Le et al., 2020) | https://arxiv.org/abs/1805.10469
+        Revisiting Reweighted Wake-Sleep (Le et al., 2019) | https://arxiv.org/abs/1805.10469
 
     Example:
         >>> def model(x):
@@ -46,6 +46,8 @@ class WakeSleep(BoundLoss):
         >>> round(WakeSleep(num_particles=10).loss(model, guide, torch.tensor(1.0)), 4)
         1.5155
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("bornschein2015reweighted", "le2019revisiting")
 
     hierarchies: ClassVar[bool] = False
     estimators: ClassVar[tuple[str, ...]] = ("wake",)

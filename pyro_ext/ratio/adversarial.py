@@ -1,6 +1,6 @@
 """The ELBO of a guide without a density: a critic stands in for log q."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext import bounds
 from pyro_ext._checks import Pair
+from pyro_ext._cited import references_of
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.ratio.contrast import CONTRASTS, Scene
 from pyro_ext.ratio.critics import MLPCritic
@@ -70,6 +71,8 @@ class Adversarial(BoundLoss):
         https://arxiv.org/abs/1701.04722
         Adversarially Learned Inference (Dumoulin et al., 2016) | https://arxiv.org/abs/1606.00704
         Adversarial Autoencoders (Makhzani et al., 2015) | https://arxiv.org/abs/1511.05644
+        Adversarial Feature Learning (Donahue, Krähenbühl and Darrell, 2016) |
+        https://arxiv.org/abs/1605.09782
 
     Example:
         >>> def model(x):
@@ -82,6 +85,8 @@ class Adversarial(BoundLoss):
         >>> loss
         Adversarial(num_particles=64, contrast='adaptive')
     """
+
+    papers: ClassVar[tuple[str, ...]] = ("mescheder2017adversarial",)
 
     estimators: ClassVar[tuple[str, ...]] = ("adversarial",)
     needs_density: ClassVar[bool] = False
@@ -253,6 +258,12 @@ class Adversarial(BoundLoss):
         finally:
             for param in critic.parameters():
                 param.requires_grad = True
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return (
+            *CONTRASTS[self.contrast].papers,
+            *references_of(Objective(self.bound), self.regularizer),
+        )
 
     def _options(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "contrast": self.contrast}

@@ -25,12 +25,14 @@ class Contrast:
         own_moments: Whether draws are whitened by their own moments, and told from white noise.
         sees_data: Whether the critic sees the data of each element.
         dreams: Whether the other side has the model's data too.
+        papers: What to cite for it, besides adversarial variational Bayes.
     """
 
     what: str
     own_moments: bool = False
     sees_data: bool = True
     dreams: bool = False
+    papers: tuple[str, ...] = ()
 
 
 _ELBO = "adversarial estimate of the ELBO, no bound"
@@ -38,10 +40,15 @@ _ELBO = "adversarial estimate of the ELBO, no bound"
 CONTRASTS = {
     "prior": Contrast(_ELBO),
     "adaptive": Contrast(_ELBO, own_moments=True),
-    "joint": Contrast("adversarial estimate of -KL(q(x, z)‖p(x, z)), no bound", dreams=True),
+    "joint": Contrast(
+        "adversarial estimate of -KL(q(x, z)‖p(x, z)), no bound",
+        dreams=True,
+        papers=("dumoulin2017adversarially", "donahue2017adversarial"),
+    ),
     "aggregate": Contrast(
         "adversarial estimate of the ELBO with KL(q(z)‖p(z)) for KL(q(z|x)‖p(z)), no bound",
         sees_data=False,
+        papers=("makhzani2015adversarial",),
     ),
 }
 

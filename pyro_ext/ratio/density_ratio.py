@@ -1,11 +1,13 @@
 """The ratio of two densities from their samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_ext._cited import references_of
 from pyro_ext.ratio.fitted import FittedRatio
 from pyro_ext.ratio.objective import Objective
 from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
@@ -44,6 +46,8 @@ class DensityRatio(FittedRatio):
         0.5
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("sugiyama2012density",)
+
     def __init__(
         self,
         critic: nn.Module,
@@ -71,3 +75,6 @@ class DensityRatio(FittedRatio):
 
     def _log_ratio(self, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch"]:
         return self.trainer.log_ratio(x)
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return references_of(self.trainer.objective, self.trainer.regularizer)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from pyro_ext._cited import Cited
 from pyro_ext.ratio.divergences import log_mean_exp
 from pyro_ext.ratio.estimate import RatioEstimate, js_estimate, kl_estimate, warn_of
 from pyro_ext.ratio.report import CriticReport, report
@@ -16,7 +17,7 @@ from pyro_ext.ratio.samples import Sampler, Samples, check_same_dim
 __all__ = ["FittedRatio"]
 
 
-class FittedRatio(ABC):
+class FittedRatio(Cited, ABC):
     """Base of the estimators of log p/q: trained on samples, judged on others.
 
     A subclass writes one step, what follows the last step, and the log ratio.

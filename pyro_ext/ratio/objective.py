@@ -1,13 +1,14 @@
 """What a critic climbs, and how its output becomes a log ratio."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_ext._cited import Cited
 from pyro_ext.ratio.conjugate import DIVERGENCES
 from pyro_ext.ratio.divergences import dv, infonce, jsd, log_mean_exp, nwj
 
@@ -22,22 +23,26 @@ class Bound:
         value: From outputs on samples of p and of q to the bound.
         offset: What to subtract from the best output to get log p/q; None if that is a constant
             that the bound leaves free.
+        papers: What to cite for it.
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
     offset: float | None = 0.0
+    papers: tuple[str, ...] = ()
 
+
+_F_GAN = "nowozin2016fgan"
 
 BOUNDS = {
-    "jsd": Bound(jsd),
-    "nwj": Bound(nwj, offset=1.0),
-    "dv": Bound(dv, offset=None),
-    "infonce": Bound(infonce, offset=None),
-    **{f"f:{name}": Bound(divergence.bound) for name, divergence in DIVERGENCES.items()},
+    "jsd": Bound(jsd, papers=("goodfellow2014generative",)),
+    "nwj": Bound(nwj, offset=1.0, papers=("nguyen2010estimating", _F_GAN)),
+    "dv": Bound(dv, offset=None, papers=("donsker1983asymptotic", "belghazi2018mine")),
+    "infonce": Bound(infonce, offset=None, papers=("oord2018representation",)),
+    **{f"f:{name}": Bound(known.bound, papers=(_F_GAN,)) for name, known in DIVERGENCES.items()},
 }
 
 
-class Objective:
+class Objective(Cited):
     r"""A bound with its memory: the running mean of e^T under q that ``dv`` and ``infonce`` need.
 
     Args:
@@ -96,6 +101,9 @@ class Objective:
         """
         if BOUNDS[self.bound].offset is None:
             self.log_average = log_mean_exp(t_q.detach())
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return BOUNDS[self.bound].papers
 
     def _remember(self, new: Tensor) -> None:
         if self.log_average is None:

@@ -1,7 +1,7 @@
 """Ratios of distributions that are far apart, as a product of ratios of near ones."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import ClassVar
 
@@ -94,6 +94,8 @@ class TelescopingRatio(FittedRatio):
         True
     """
 
+    papers: ClassVar[tuple[str, ...]] = ("rhodes2020telescoping",)
+
     _instead: ClassVar[str] = "Compare fits with more ratios and more samples"
 
     def __init__(
@@ -156,3 +158,6 @@ class TelescopingRatio(FittedRatio):
             for objective, critic in zip(self.objectives, self.critics, strict=True)
         ]
         return torch.stack(parts).sum(0)
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return self.objectives[0].references

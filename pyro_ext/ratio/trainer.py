@@ -1,12 +1,13 @@
 """One step of a critic: climb a bound, held back by regularizers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_ext._cited import Cited
 from pyro_ext.ratio.objective import Objective
 
 __all__ = ["CriticTrainer", "Regularizer", "r1_penalty"]
@@ -38,7 +39,7 @@ def r1_penalty(
 
 
 @dataclass(frozen=True)
-class Regularizer:
+class Regularizer(Cited):
     """What keeps a critic from being too sure; spectral norms are an option of the critic.
 
     Args:
@@ -69,6 +70,10 @@ class Regularizer:
                 raise ValueError(
                     f"Regularizer: expected {name} >= 0; got {value}. Write: {name}=0.1."
                 )
+
+    def _papers_in_use(self) -> Iterable[str]:
+        used = {"mescheder2018training": self.r1, "sonderby2017amortised": self.noise}
+        return (paper for paper, amount in used.items() if amount)
 
     def noise_at(self, step: int) -> float:
         """Return the standard deviation of the noise at a step.

@@ -1,6 +1,6 @@
 """What a fit leaves behind."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_ext._cited import Cited, references_of
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.weights import log_weights
@@ -28,7 +29,7 @@ def offer(name: str, function: Callable[..., Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Cited):
     """What a fit leaves behind.
 
     Args:
@@ -71,6 +72,9 @@ class Run:
         default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False, kw_only=True
     )
     session: Any = field(default=None, repr=False, compare=False, kw_only=True)
+
+    def _papers_in_use(self) -> Iterable[str]:
+        return references_of(self.guide, self.loss)
 
     @property
     def num_steps(self) -> int:

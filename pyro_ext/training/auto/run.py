@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,6 +65,23 @@ class AutoRun(JudgedRun):
         density: The log density that was fitted.
     """
 
+    papers: ClassVar[tuple[str, ...]] = (
+        "zhang2022pathfinder",
+        "dhaka2020robust",
+        "giordano2024black",
+        "burroni2023sample",
+        "dauphin2014identifying",
+        "bekas2007estimator",
+        "agrawal2020advances",
+        "roeder2017sticking",
+        "hesterberg1995weighted",
+        "cappe2004population",
+        "hoogerheide2012class",
+        "vehtari2024pareto",
+        "neal2011mcmc",
+        "lewis2013nonsmooth",
+    )
+
     pool: Pool = field(repr=False)
     density: Density = field(repr=False)
 
@@ -79,6 +97,13 @@ class LocalRun(JudgedRun):
         pool: Weighted draws of the globals, each with draws of the locals; None if there are too
             many data to weigh.
     """
+
+    papers: ClassVar[tuple[str, ...]] = (
+        "dhaka2020robust",
+        "roeder2017sticking",
+        "andrieu2009pseudo",
+        "vehtari2024pareto",
+    )
 
     pool: NestedPool | None = field(repr=False)
 

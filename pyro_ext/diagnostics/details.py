@@ -4,7 +4,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pyro_ext.diagnostics._axes import COLORS, MARKERS, color, legend, name_rows, new_figure
+from pyro_ext.diagnostics._axes import (
+    COLORS,
+    MARKERS,
+    color,
+    keep_close,
+    legend,
+    lowest_shown,
+    name_rows,
+    new_figure,
+    not_below,
+)
 from pyro_ext.diagnostics._reference import Reference, labels_of
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import Array, DataTree, Figure
@@ -23,9 +33,11 @@ def ladder(results: Mapping[str, Result], exact_evidence: float | None) -> Figur
         exact_evidence: A line, if known.
     """
     figure, axes = new_figure(7.5, 4.4)
+    lowest = lowest_shown([result.evidence.elbo.value for result in results.values()])
     for index, (name, result) in enumerate(results.items()):
         steps = result.evidence.ladder
-        values = np.array([bound.value for bound in steps.values()])
+        cut = lowest is not None and result.evidence.elbo.value < lowest
+        values = np.array([not_below(lowest, bound.value) for bound in steps.values()])
         errors = np.array([2 * bound.se for bound in steps.values()])
         axes.errorbar(
             list(steps),
@@ -35,8 +47,12 @@ def ladder(results: Mapping[str, Result], exact_evidence: float | None) -> Figur
             marker=MARKERS[index % len(MARKERS)],
             markersize=4,
             capsize=3,
-            label=name,
+            label=f"{name} (begins below the figure)" if cut else name,
         )
+    if lowest is not None:
+        shown = [r.evidence for r in results.values() if r.evidence.elbo.value >= lowest]
+        highest = max(one.value + 2 * one.se for e in shown for one in e.ladder.values())
+        axes.set_ylim(lowest, highest + 0.05 * (highest - lowest))
     if exact_evidence is not None:
         axes.axhline(exact_evidence, color="black", linewidth=1, label="exact log evidence")
     axes.set_xscale("log")
@@ -121,6 +137,10 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
         )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(chosen[0])
+    if behind is not None:
+        drawn = np.concatenate([_columns(tree, chosen, _MAX_POINTS) for tree in trees.values()], 1)
+        for axis, near, far in zip("xy", _columns(behind, chosen), drawn, strict=True):
+            keep_close(grid[0], axis, near, far)
     grid[0].set_ylabel(chosen[1])
     legend(figure)
     return figure

@@ -123,8 +123,8 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
         np.max([np.abs(np.corrcoef(_columns(tree, labels))) for tree in sources], axis=0)
     )
     np.fill_diagonal(correlation, 0)
-    first, second = np.unravel_index(correlation.argmax(), correlation.shape)
-    chosen = [labels[int(first)], labels[int(second)]]
+    places = np.unravel_index(correlation.argmax(), correlation.shape)
+    chosen = [labels[int(place)] for place in places]
     figure = NewFigure(figsize=(max(4.0, 3.2 * len(trees)), 3.8), layout="constrained")
     grid = figure.subplots(1, len(trees), squeeze=False, sharex=True, sharey=True)[0]
     for index, (axes, (name, tree)) in enumerate(zip(grid, trees.items(), strict=True)):
@@ -139,8 +139,9 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
         axes.set_xlabel(chosen[0])
     if behind is not None:
         drawn = np.concatenate([_columns(tree, chosen, _MAX_POINTS) for tree in trees.values()], 1)
-        for axis, near, far in zip("xy", _columns(behind, chosen), drawn, strict=True):
-            keep_close(grid[0], axis, near, far)
+        first, second = _columns(behind, chosen)
+        keep_close(grid[0], "x", first, drawn[0])
+        keep_close(grid[0], "y", second, drawn[1])
     grid[0].set_ylabel(chosen[1])
     legend(figure)
     return figure

@@ -47,9 +47,12 @@ class Draws:
         Args:
             other: The other draws.
         """
-        ours, theirs = self.batch.nodes, other.batch.nodes
+        ours, theirs = (
+            {name: torch.as_tensor(site["value"]) for name, site in draws.batch.nodes.items()}
+            for draws in (self, other)
+        )
         return ours.keys() == theirs.keys() and all(
-            torch.equal(site["value"], theirs[name]["value"]) for name, site in ours.items()
+            torch.equal(value, theirs[name]) for name, value in ours.items()
         )
 
 

@@ -13,6 +13,8 @@ __all__ = ["MIN_DRAWS", "KHat", "k_hat", "pareto_smooth", "smooth"]
 MIN_DRAWS = 25
 """Fewest draws that leave five in the tail."""
 
+_UNDERFLOW = -math.log(torch.finfo(torch.float64).tiny)
+
 
 @dataclass(frozen=True, eq=False)
 class KHat:
@@ -81,9 +83,10 @@ def k_hat(log_weights: Float[Tensor, " particles *batch"]) -> KHat:
 
     The weights have finite moments of order below 1/k. Below 0.5 their variance is finite; below
     the threshold Pareto-smoothed importance sampling is reliable; above 1 they have no mean.
-    Constant weights, those of an exact guide, have no tail and get 0; a tail of ties, which cannot
-    be fitted, gets inf. A low k-hat says that
-    weighted draws can be used, not that they can be used without weights.
+    Constant weights, those of an exact guide, have no tail and get 0. A tail that cannot be fitted
+    gets inf: one of ties, or one of weights that are zero beside the largest in floating point, as
+    those of a guide that diverged. A low k-hat says that weighted draws can be used, not that they
+    can be used without weights.
 
     Args:
         log_weights: Log importance weights log p - log q, shape ``(particles, *batch)``; at least
@@ -138,9 +141,9 @@ def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
     flat = flat.double()
     values = torch.zeros(flat.shape[1], dtype=torch.float64)
     smoothed = (flat - flat.logsumexp(0)).cpu()
-    varying, tied = _tails(log_weights.detach().reshape(num, -1))
-    values[tied] = math.inf
-    fitting = varying & ~tied
+    varying, unfit = _tails(log_weights.detach().reshape(num, -1))
+    values[unfit] = math.inf
+    fitting = varying & ~unfit
     if fitting.any():
         smoothed[:, fitting], values[fitting] = pareto_smooth(flat[:, fitting.to(flat.device)])
     shape = log_weights.shape[1:]
@@ -177,11 +180,16 @@ def _verdict(value: float, threshold: float) -> str:
 
 
 def _tails(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell which columns have a tail beyond rounding, and which cannot be fitted for ties."""
+    """Tell which columns have a tail beyond rounding, and which of these cannot be fitted.
+
+    The fit is led by the upper quartile of what the tail exceeds its end by: it must not be zero,
+    neither by ties nor by underflow.
+    """
     num = log_w.shape[0]
     size = int(3 * num**0.5) if num > 225 else num // 5
     top = log_w.topk(size + 1, 0).values
     finite = top.masked_fill(top == -math.inf, 0.0).abs().amax(0).clamp(min=1.0)
     varying = top[0] - top[size - 1] > 64 * torch.finfo(log_w.dtype).eps * finite
-    tied = varying & (top[size - int(size / 4 + 0.5)] == top[size])
-    return varying.cpu(), tied.cpu()
+    quartile = top[size - int(size / 4 + 0.5)]
+    unfit = (quartile == top[size]) | (top[0] - quartile > _UNDERFLOW)
+    return varying.cpu(), (varying & unfit).cpu()

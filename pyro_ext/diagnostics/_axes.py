@@ -1,12 +1,24 @@
 """What the figures share: colours, axes with a grid, rows with names, a legend below."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
-from pyro_ext.diagnostics._types import Axes, Figure
+from pyro_ext.diagnostics._types import Array, Axes, Figure
 
-__all__ = ["COLORS", "LIMIT", "MARKERS", "color", "legend", "name_rows", "new_figure"]
+__all__ = [
+    "COLORS",
+    "LIMIT",
+    "MARKERS",
+    "color",
+    "keep_close",
+    "legend",
+    "lowest_shown",
+    "name_rows",
+    "new_figure",
+    "not_below",
+]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "D", "^", "v", "P")
@@ -50,6 +62,51 @@ def name_rows(axes: Axes, labels: list[str]) -> None:
     axes.grid(visible=True, axis="x", color="0.9", linewidth=0.8)
     axes.grid(visible=False, axis="y")
     axes.set_axisbelow(True)
+
+
+def lowest_shown(values: Sequence[float]) -> float | None:
+    """Return where to cut an axis of bounds, for a diverged guide not to hide how the others lie.
+
+    Twenty nats below the best bound, or twenty times as far as the second one is.
+
+    Args:
+        values: One bound a guide.
+
+    Returns:
+        The cut, or None if no guide is below it.
+    """
+    gaps = np.sort(np.max(values) - np.asarray(values))
+    positive = gaps[gaps > 0]
+    if not len(positive):
+        return None
+    reach = max(20.0, 20 * float(positive[0]))
+    return float(np.max(values) - 1.1 * reach) if gaps[-1] > reach else None
+
+
+def not_below(lowest: float | None, value: float) -> float:
+    """Return a value, or NaN, which is not drawn, where it is below the cut.
+
+    Args:
+        lowest: The cut, if there is one.
+        value: The value.
+    """
+    return np.nan if lowest is not None and value < lowest else value
+
+
+def keep_close(axes: Axes, axis: Literal["x", "y"], near: Array, every: Array) -> None:
+    """Cut an axis two widths beyond some numbers, if others are twice as far out.
+
+    Args:
+        axes: The axes.
+        axis: ``"x"`` or ``"y"``.
+        near: What must be seen.
+        every: All that is drawn.
+    """
+    low, high = near.min(), near.max()
+    width = high - low
+    if every.min() < low - 4 * width or every.max() > high + 4 * width:
+        ends = (max(low - 2 * width, every.min()), min(high + 2 * width, every.max()))
+        axes.set(**{f"{axis}lim": ends})
 
 
 def legend(figure: Figure) -> None:

@@ -12,6 +12,9 @@ from pyro_ext.bounds import cubo, iwae, jackknife
 __all__ = ["Elements", "Estimate", "estimates", "ladder_sizes", "log_mean", "mean"]
 
 
+_HUGE = 1e8
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A Monte Carlo estimate in nats.
@@ -28,6 +31,8 @@ class Estimate:
         """Value ± standard error, with two digits of the error."""
         if not math.isfinite(self.se):
             return f"{self.value:.2f} ± {self.se}"
+        if max(abs(self.value), self.se) >= _HUGE:
+            return f"{self.value:.3g} ± {self.se:.2g}"
         digits = 2 if self.se == 0 else min(6, max(0, 1 - math.floor(math.log10(self.se))))
         return f"{self.value:.{digits}f} ± {self.se:.{digits}f}"
 
@@ -75,9 +80,8 @@ def log_mean(log_w: Tensor) -> Elements:
     Args:
         log_w: Log weights, shape ``(draws, *batch)``.
     """
-    value = iwae(log_w)
-    relative = _relative_variance(log_w, value)
-    return Elements(value + relative / 2, relative.sqrt())
+    relative = _relative_variance(log_w)
+    return Elements(iwae(log_w) + relative / 2, relative.sqrt())
 
 
 def estimates(
@@ -93,13 +97,12 @@ def estimates(
     log_w = log_w.double()
     ladder = {size: _iwae(log_w, size) for size in ladder_sizes(len(log_w), num_particles)}
     sets = _sets(log_w, num_particles)
-    upper = cubo(log_w)
     found = {
         "elbo": mean(log_w),
         "iwae": ladder[num_particles],
         "log_evidence": log_mean(log_w),
         "psis": _smoothed_mean(log_w, smoothed),
-        "cubo": Elements(upper, _relative_variance(2 * log_w, 2 * upper).sqrt() / 2),
+        "cubo": Elements(cubo(log_w), _relative_variance(2 * log_w).sqrt() / 2),
     }
     if num_particles > 1:
         values = jackknife(sets)
@@ -115,10 +118,11 @@ def _sets(log_w: Tensor, size: int) -> Tensor:
 
 
 def _iwae(log_w: Tensor, size: int) -> Elements:
-    bounds = iwae(_sets(log_w, size))
+    sets = _sets(log_w, size)
+    bounds = iwae(sets)
     if len(bounds) > 1:
         return mean(bounds)
-    return Elements(bounds[0], _relative_variance(log_w, bounds[0]).sqrt())
+    return Elements(bounds[0], _relative_variance(sets[:, 0]).sqrt())
 
 
 def _smoothed_mean(log_w: Tensor, smoothed: Tensor) -> Elements:
@@ -135,6 +139,6 @@ def _smoothed_mean(log_w: Tensor, smoothed: Tensor) -> Elements:
     return Elements(value, relative.sqrt())
 
 
-def _relative_variance(log_w: Tensor, log_mean: Tensor) -> Tensor:
+def _relative_variance(log_w: Tensor) -> Tensor:
     """Return the variance of the mean of the weights over its square."""
-    return (log_w - log_mean).exp().var(0) / len(log_w)
+    return log_w.softmax(0).var(0) * len(log_w)

@@ -10,13 +10,15 @@ from pyro_ext.diagnostics._reference import Distance
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics.evidence import Evidence
 
-__all__ = ["behind_best", "choice", "sentence", "short"]
+__all__ = ["behind_best", "choice", "plain", "sentence", "short"]
 
 _MEAN_LIMIT = 0.1
 _SD_LIMIT = math.log(1.1)
 _SIGMAS = 3.0
 _NEARLY_ALL = 0.9
 _FEW = 0.1
+_LARGE = 1000.0
+_UNTRUSTED = 2  # the last of the grades
 
 
 def behind_best(results: Mapping[str, Result]) -> dict[str, Estimate]:
@@ -64,6 +66,16 @@ def sentence(name: str, result: Result) -> str:
     )
 
 
+def plain(value: float, sign: str = "") -> str:
+    """Return a number with two decimals, or two digits where it is large.
+
+    Args:
+        value: The number.
+        sign: ``"+"`` to show that of a positive one.
+    """
+    return f"{value:{sign}.2f}" if abs(value) < _LARGE else f"{value:{sign}.1e}"
+
+
 def faults(distance: Distance) -> list[str]:
     """Return what is off by more than the limits and more than noise explains.
 
@@ -76,7 +88,8 @@ def faults(distance: Distance) -> list[str]:
     if off.any():
         worst = int(np.where(off, errors, 0).argmax())
         found.append(
-            f"means off by up to {distance.mean_error[worst]:+.2f} sd ({distance.labels[worst]})"
+            f"means off by up to {plain(distance.mean_error[worst], '+')} sd "
+            f"({distance.labels[worst]})"
         )
     with np.errstate(divide="ignore"):
         logs = np.log(distance.sd_ratio)
@@ -86,7 +99,7 @@ def faults(distance: Distance) -> list[str]:
         if beyond.any():
             worst = int(np.where(beyond, sign * logs, 0).argmax())
             found.append(
-                f"{word}, sd {edge} {distance.sd_ratio[worst]:.2f} of the reference "
+                f"{word}, sd {edge} {plain(distance.sd_ratio[worst])} of the reference "
                 f"({distance.labels[worst]})"
             )
     return found
@@ -103,7 +116,8 @@ def choice(results: Mapping[str, Result]) -> str:
     first = order[0]
     grade = _grade(results[first])
     if len(order) == 1:
-        return f"Only one guide, so nothing to choose from. {_ADVICE[grade]}"
+        trust = " It is not to be trusted." if grade == _UNTRUSTED else ""
+        return f"Only one guide, so nothing to choose from.{trust} {_ADVICE[grade]}"
     best = min(gaps, key=lambda name: gaps[name].value)
     rivals = {name: gap for name, gap in gaps.items() if name != best}
     rival = min(rivals, key=lambda name: rivals[name].value)
@@ -120,7 +134,10 @@ def choice(results: Mapping[str, Result]) -> str:
             f"its ELBO is the highest, though {rival} is no worse within noise "
             f"({lead} nats, paired)"
         )
-    return f"Use {first}: {why}. {_ADVICE[grade]}"
+    advice = _ADVICE[grade]
+    if grade == _UNTRUSTED:
+        return f"None of them is to be trusted. The nearest is {first}: {why}. {advice}"
+    return f"Use {first}: {why}. {advice}"
 
 
 _GRADES = (
@@ -132,7 +149,7 @@ _GRADES = (
 _ADVICE = (
     "That k-hat finds no fault is no proof: it sees only where the guide puts its draws.",
     "Use its draws with their importance weights, not as they are.",
-    "Even so it is not to be trusted: try a richer family or another parametrisation.",
+    "Fit for longer, or try a richer family or another parametrisation.",
 )
 
 
@@ -142,7 +159,7 @@ def _grade(result: Result) -> int:
     several = shape.values.numel() > 1
     share = shape.share_above
     if share > (_FEW if several else 0):
-        return 2
+        return _UNTRUSTED
     return 0 if share == 0 and bounds.effective_share >= _NEARLY_ALL else 1
 
 

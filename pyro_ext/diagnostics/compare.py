@@ -1,7 +1,6 @@
 """Guides side by side: one table, one verdict each, and figures."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from pyro_ext.diagnostics.calibration import sbc
 from pyro_ext.diagnostics.comparison import Comparison
 from pyro_ext.diagnostics.datatree import to_datatree
 from pyro_ext.diagnostics.distances import measure
-from pyro_ext.diagnostics.evidence import Evidence, evidence
+from pyro_ext.diagnostics.evidence import Evidence, bounds_of
 from pyro_ext.diagnostics.gaps import Gaps
 from pyro_ext.diagnostics.gaps import gaps as split_gaps
 
@@ -106,7 +105,7 @@ def compare(
     with progress(len(runs), "compare") as bar:
         for name, run in runs.items():
             bar.set_postfix_str(name)
-            bounds = evidence(run, **settings)
+            bounds = bounds_of(resolve("compare", run, None, (), {}), **settings)
             tree = _draws(run, num_samples, chunk_size, seed, moments=found is not None)
             results[name] = Result(
                 bounds,
@@ -148,22 +147,17 @@ def _draws(
     )
 
 
-@dataclass(frozen=True)
-class _Elsewhere:
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    args: tuple[Any, ...]
-
-
 def _held_out(name: str, run: Fitted, held_out: Any, settings: dict[str, Any]) -> Evidence | None:
     if held_out is None:
         return None
     if isinstance(held_out, Mapping):
-        return evidence(held_out[name], **settings) if name in held_out else None
+        if name not in held_out:
+            return None
+        return bounds_of(resolve("compare", held_out[name], None, (), {}), **settings)
     if isinstance(run.guide, AutoJoint | AutoPerDatapoint):
         return None
     args = tuple(held_out) if isinstance(held_out, tuple | list) else (held_out,)
-    return evidence(_Elsewhere(run.model, run.guide, args), **settings)
+    return bounds_of(resolve("compare", run.model, run.guide, args, {}), **settings)
 
 
 def _gaps(run: Fitted, chunk_size: int | None, seed: int) -> Gaps | None:

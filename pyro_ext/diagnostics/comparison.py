@@ -13,7 +13,7 @@ from pyro_ext.diagnostics._page import page
 from pyro_ext.diagnostics._reference import Reference
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import DataFrame, Figure
-from pyro_ext.diagnostics._verdict import behind_best, choice, sentence, short
+from pyro_ext.diagnostics._verdict import behind_best, choice, plain, sentence, short
 
 __all__ = ["Comparison"]
 
@@ -206,8 +206,8 @@ def _texts(name: str, result: Result, gap: Estimate) -> dict[str, str]:
         iwae: str(bounds.iwae),
         **k_hat,
         "effective": f"{bounds.effective_share:.0%}",
-        "mean error": "" if far is None else f"{far.worst_mean_error:+.2f} sd",
-        "sd ratio": "" if far is None else f"{far.worst_sd_ratio:.2f}",
+        "mean error": "" if far is None else f"{plain(far.worst_mean_error, '+')} sd",
+        "sd ratio": "" if far is None else plain(far.worst_sd_ratio),
         "approximation": "" if lost is None else str(lost.approximation.total()),
         "amortization": "" if lost is None else str(lost.amortization.total()),
         "calibration p": "" if ranks is None else f"{ranks.p_value:.3f}",

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pyro_ext.diagnostics._axes import COLORS, MARKERS, color, legend, name_rows, new_figure
+from pyro_ext.diagnostics._axes import (
+    COLORS,
+    MARKERS,
+    color,
+    keep_close,
+    legend,
+    lowest_shown,
+    name_rows,
+    new_figure,
+    not_below,
+)
 from pyro_ext.diagnostics._reference import Reference, labels_of
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import Array, DataTree, Figure
@@ -23,9 +33,11 @@ def ladder(results: Mapping[str, Result], exact_evidence: float | None) -> Figur
         exact_evidence: A line, if known.
     """
     figure, axes = new_figure(7.5, 4.4)
+    lowest = lowest_shown([result.evidence.elbo.value for result in results.values()])
     for index, (name, result) in enumerate(results.items()):
         steps = result.evidence.ladder
-        values = np.array([bound.value for bound in steps.values()])
+        cut = lowest is not None and result.evidence.elbo.value < lowest
+        values = np.array([not_below(lowest, bound.value) for bound in steps.values()])
         errors = np.array([2 * bound.se for bound in steps.values()])
         axes.errorbar(
             list(steps),
@@ -35,8 +47,12 @@ def ladder(results: Mapping[str, Result], exact_evidence: float | None) -> Figur
             marker=MARKERS[index % len(MARKERS)],
             markersize=4,
             capsize=3,
-            label=name,
+            label=f"{name} (begins below the figure)" if cut else name,
         )
+    if lowest is not None:
+        shown = [r.evidence for r in results.values() if r.evidence.elbo.value >= lowest]
+        highest = max(one.value + 2 * one.se for e in shown for one in e.ladder.values())
+        axes.set_ylim(lowest, highest + 0.05 * (highest - lowest))
     if exact_evidence is not None:
         axes.axhline(exact_evidence, color="black", linewidth=1, label="exact log evidence")
     axes.set_xscale("log")
@@ -107,8 +123,8 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
         np.max([np.abs(np.corrcoef(_columns(tree, labels))) for tree in sources], axis=0)
     )
     np.fill_diagonal(correlation, 0)
-    first, second = np.unravel_index(correlation.argmax(), correlation.shape)
-    chosen = [labels[int(first)], labels[int(second)]]
+    places = np.unravel_index(correlation.argmax(), correlation.shape)
+    chosen = [labels[int(place)] for place in places]
     figure = NewFigure(figsize=(max(4.0, 3.2 * len(trees)), 3.8), layout="constrained")
     grid = figure.subplots(1, len(trees), squeeze=False, sharex=True, sharey=True)[0]
     for index, (axes, (name, tree)) in enumerate(zip(grid, trees.items(), strict=True)):
@@ -121,6 +137,11 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
         )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(chosen[0])
+    if behind is not None:
+        drawn = np.concatenate([_columns(tree, chosen, _MAX_POINTS) for tree in trees.values()], 1)
+        first, second = _columns(behind, chosen)
+        keep_close(grid[0], "x", first, drawn[0])
+        keep_close(grid[0], "y", second, drawn[1])
     grid[0].set_ylabel(chosen[1])
     legend(figure)
     return figure

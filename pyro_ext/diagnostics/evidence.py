@@ -1,5 +1,6 @@
 """Bounds on the evidence and an estimate of it, each with its standard error."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from pyro_ext.diagnostics._passes import (
 )
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 
-__all__ = ["Evidence", "evidence"]
+__all__ = ["Evidence", "bounds_of", "evidence"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,7 @@ def evidence(
     Standard errors are those of independent draws: of means for ELBO and IWAE, by the delta method
     for the log evidence, and for the IWAE bound where ``num_repeats`` is 1. Scales are left out
     and subsampled plates show all elements, so that the result does not depend on the mini-batch.
+    Where k-hat is above 1 the weights have no mean that draws could find: then it warns.
 
     Args:
         model: A model, or what ``px.fit`` returned.
@@ -136,6 +138,34 @@ def evidence(
             f"{num_repeats}. Write: num_particles=1000, num_repeats=10."
         )
     target = resolve("evidence", model, guide, args, kwargs)
+    found = bounds_of(target, num_particles, num_repeats, chunk_size, seed)
+    if found.k_hat.median > 1:
+        warnings.warn(
+            f"evidence: only the lower bounds are to be trusted; {found.k_hat}. The weights are "
+            f"worth {found.effective_share * len(found.draws):.1f} of {len(found.draws)} draws, "
+            f"and have no mean: ELBO {found.elbo}, log evidence {found.log_evidence}. Look "
+            "whether the fit has converged, then write: px.ais(model, guide, *args).",
+            stacklevel=2,
+        )
+    return found
+
+
+def bounds_of(
+    target: Target,
+    num_particles: int,
+    num_repeats: int,
+    chunk_size: int | None,
+    seed: int | None,
+) -> Evidence:
+    """Estimate without a warning; see ``evidence``.
+
+    Args:
+        target: Model, guide and arguments.
+        num_particles: K of the IWAE bound.
+        num_repeats: Number of IWAE bounds.
+        chunk_size: Largest number of (draw, row of the data) pairs computed at a time.
+        seed: Seed.
+    """
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
         if layout.has_locals and not layout.has_globals:

@@ -5,7 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from pyro_ext.diagnostics._axes import COLORS, LIMIT, MARKERS, legend, name_rows, new_figure
+from pyro_ext.diagnostics._axes import (
+    COLORS,
+    LIMIT,
+    MARKERS,
+    keep_close,
+    legend,
+    lowest_shown,
+    name_rows,
+    new_figure,
+    not_below,
+)
 from pyro_ext.diagnostics._reference import Reference, labels_of
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import Array, DataTree, Figure
@@ -14,7 +24,9 @@ __all__ = ["bound_ladder", "forest", "k_hats", "sd_ratios"]
 
 _MAX_SCALARS = 24
 _ERRORS = 2
-_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10)
+_K_HATS = (-0.5, 1.5)
+_SD_RATIOS = (0.05, 20.0)
+_TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 2, 3, 5, 10, 20)
 
 
 def bound_ladder(results: Mapping[str, Result], exact_evidence: float | None) -> Figure:
@@ -31,10 +43,12 @@ def bound_ladder(results: Mapping[str, Result], exact_evidence: float | None) ->
         ("iwae", f"IWAE-{particles}", 0.0),
         ("log_evidence", "log evidence (importance sampling)", 0.2),
     )
+    elbos = [result.evidence.elbo for result in results.values()]
+    lowest = lowest_shown([elbo.value for elbo in elbos])
     for color, marker, (kind, label, shift) in zip(COLORS, MARKERS, kinds, strict=False):
         estimates = [getattr(result.evidence, kind) for result in results.values()]
         axes.errorbar(
-            [estimate.value for estimate in estimates],
+            [not_below(lowest, estimate.value) for estimate in estimates],
             np.arange(len(results)) + shift,
             xerr=[_ERRORS * estimate.se for estimate in estimates],
             fmt=marker,
@@ -44,6 +58,13 @@ def bound_ladder(results: Mapping[str, Result], exact_evidence: float | None) ->
         )
     if exact_evidence is not None:
         axes.axvline(exact_evidence, color="black", linewidth=1, label="exact log evidence")
+    if lowest is not None:
+        axes.set_xlim(lowest, _highest(results, lowest, exact_evidence))
+        for row, elbo in enumerate(elbos):
+            if elbo.value < lowest:
+                text = f"◀ ELBO {elbo}"
+                axes.annotate(text, (lowest, row - 0.2), xytext=(3, 0), textcoords="offset points",
+                              va="center", fontsize=9, color=COLORS[0])  # fmt: skip
     name_rows(axes, list(results))
     axes.set_xlabel("nats (bars: ± 2 standard errors)")
     axes.set_title("Bounds on the log evidence: further right is better", fontsize=11)
@@ -61,13 +82,11 @@ def k_hats(results: Mapping[str, Result]) -> Figure:
     threshold = next(iter((local or results).values())).evidence.k_hat.threshold
     if local:
         figure, axes = new_figure(7.5, 4.4)
-        lowest = 0.0
         for index, (name, result) in enumerate(local.items()):
             values = np.sort(result.evidence.k_hat.values.flatten().numpy())
-            lowest = min(lowest, float(values[0]))
             axes.plot(
                 (np.arange(len(values)) + 0.5) / len(values) * 100,
-                values,
+                values.clip(*_K_HATS),
                 color=COLORS[index % len(COLORS)],
                 linewidth=1.8,
                 marker=MARKERS[index % len(MARKERS)] if len(values) <= 50 else None,
@@ -77,23 +96,24 @@ def k_hats(results: Mapping[str, Result]) -> Figure:
         axes.axhline(threshold, **LIMIT, label=f"limit {threshold:.2f}")
         axes.set_xlim(0, 100)
         axes.set_xlabel("datapoints, from lowest to highest k-hat (%)")
-        axes.set_ylabel("k-hat")
+        axes.set_ylabel(f"k-hat (drawn within {_K_HATS[0]} and {_K_HATS[1]})")
         axes.set_title("k-hat by datapoint: weighting works below the line", fontsize=11)
     else:
         figure, axes = new_figure(7.5, 1.6 + 0.45 * len(results))
         joint = [result.evidence.k_hat.values.item() for result in results.values()]
-        axes.scatter(joint, np.arange(len(results)), color=COLORS[0], zorder=3, s=45)
-        for row, value in enumerate(joint):
+        places = np.clip(joint, *_K_HATS)
+        axes.scatter(places, np.arange(len(results)), color=COLORS[0], zorder=3, s=45)
+        for row, (value, place) in enumerate(zip(joint, places, strict=True)):
             axes.annotate(
-                f"{value:.2f}",
-                (value, row),
+                f"{value:.2f}{' ▶' if value > place else ''}",
+                (place, row),
                 xytext=(0, 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=9,
             )
         axes.axvline(threshold, **LIMIT, label=f"limit {threshold:.2f}")
-        axes.set_xlim(min(0.0, *joint) - 0.05, max(1.0, *joint) + 0.1)
+        axes.set_xlim(min(0.0, *places) - 0.05, max(1.0, *places) + 0.1)
         name_rows(axes, list(results))
         axes.set_xlabel("k-hat of the joint importance weights")
         axes.set_title("k-hat: weighting works left of the line", fontsize=11)
@@ -126,11 +146,13 @@ def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         sources.append((name, result, color, marker))
     for axes, (variable, labels) in zip(grid[:, 0], panels.items(), strict=True):
+        ends: list[Array] = []
         for position, (name, result, color, marker) in enumerate(sources):
             rows = np.arange(len(labels)) + 0.8 * ((position + 0.5) / count - 0.5)
             places = _places(results, variable, labels)
             tree = reference.tree if result is None else result.tree
             mean, low, high = _interval(tree, reference, variable, places)
+            ends.append(np.concatenate([low, high]))
             first = axes is grid[0, 0]
             axes.errorbar(
                 mean,
@@ -142,9 +164,12 @@ def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
                 linewidth=1.6,
                 label=name if first else None,
             )
+        keep_close(axes, "x", ends[0], np.concatenate(ends))
         name_rows(axes, labels)
         axes.set_ylabel(None)
-    grid[-1, 0].set_xlabel("mean and central 95 % interval")
+    grid[-1, 0].set_xlabel(
+        "mean and central 95 % interval; a guide that is not there is far outside"
+    )
     grid[0, 0].set_title(_title("Marginals", len(chosen), total), fontsize=11)
     legend(figure)
     return figure
@@ -166,6 +191,7 @@ def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
             continue
         place = {label: i for i, label in enumerate(result.distance.labels)}
         ratios = np.array([result.distance.sd_ratio[place[label]] for label in chosen])
+        ratios = ratios.clip(*_SD_RATIOS)
         low, high = min(low, float(ratios.min())), max(high, float(ratios.max()))
         shift = 0.7 * ((index + 0.5) / len(results) - 0.5)
         axes.plot(
@@ -184,10 +210,24 @@ def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.set_xticks([], minor=True)
     name_rows(axes, chosen)
-    axes.set_xlabel("sd / reference sd (left of 1: too narrow)")
+    edge = "; at an edge: there or beyond" if {low, high} & set(_SD_RATIOS) else ""
+    axes.set_xlabel(f"sd / reference sd (left of 1: too narrow{edge})")
     axes.set_title(_title("Posterior sds", len(chosen), total), fontsize=11)
     legend(figure)
     return figure
+
+
+def _highest(results: Mapping[str, Result], lowest: float, exact: float | None) -> float:
+    """Return the upper end of the error bars of the guides that are not cut."""
+    bounds = [
+        one
+        for result in results.values()
+        if result.evidence.elbo.value >= lowest
+        for one in (result.evidence.elbo, result.evidence.iwae, result.evidence.log_evidence)
+    ]
+    ends = [one.value + _ERRORS * one.se for one in bounds]
+    highest = max([*ends, *([] if exact is None else [exact])])
+    return highest + 0.05 * (highest - lowest)
 
 
 def _title(what: str, shown: int, total: int) -> str:

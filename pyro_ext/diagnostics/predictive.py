@@ -1,5 +1,7 @@
 """Leave-one-out cross-validation and prediction, corrected for what q is not."""
 
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext._psis import smooth
+from pyro_ext._psis import k_hat, smooth
 from pyro_ext.bounds import iwae
 from pyro_ext.diagnostics._arviz import build_tree
 from pyro_ext.diagnostics._passes import Layout, inspect, pairs_per_pass, progress
@@ -88,6 +90,13 @@ def loo(
             target.model, target.guide, *target.args, predictive=False, **options, **kwargs
         )
     stats = tree["sample_stats"]
+    joint = k_hat(torch.as_tensor((stats["log_p"] - stats["log_q"]).values).flatten())
+    if joint.values == math.inf:
+        warnings.warn(
+            "loo: not to be trusted, whatever pareto_k says: beside the largest weight of the "
+            f"guide's draws the others vanish ({joint}). Look whether the fit has converged.",
+            stacklevel=2,
+        )
     return loo_approximate_posterior(
         tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=var_name
     )

@@ -69,6 +69,7 @@ class Scene:
     ) -> None:
         self.pair, self.elements, self.contrast = pair, elements, contrast
         self._num, self._num_moments = num, num_moments
+        self._known: tuple[Draws, _Moments] | None = None
 
     def critic_inputs(self, num: int | None = None) -> tuple[Tensor, Tensor]:
         """Return what the critic sees of q and of the other side, shape ``(samples, size)`` each.
@@ -80,7 +81,7 @@ class Scene:
         with torch.no_grad():
             drawn = self.elements.from_guide(self.pair, num)
             if self.contrast.own_moments:
-                z = self._moments().whiten(drawn.z)
+                z = self._moments(drawn).whiten(drawn.z)
                 ours, theirs = self._join(z, drawn), self._join(torch.randn_like(z), drawn)
             else:
                 other = self.elements.from_model(self.pair, num, dream=self.contrast.dreams)
@@ -97,7 +98,7 @@ class Scene:
         num = self._num if num is None else num
         drawn = self.elements.from_guide(self.pair, num)
         if self.contrast.own_moments:
-            moments = self._moments()
+            moments = self._moments(drawn)
             t = log_ratio(self._join(moments.whiten(drawn.z), drawn))
             log_q = drawn.scale * (t + moments.log_prob(drawn.z)).sum(-1)
             return drawn.log_likelihood + drawn.log_prior - log_q
@@ -122,15 +123,25 @@ class Scene:
     def _join(self, z: Tensor, draws: Draws) -> Tensor:
         return torch.cat([z, draws.data], -1) if self.contrast.sees_data else z
 
-    def _moments(self) -> "_Moments":
+    def _moments(self, drawn: Draws) -> "_Moments":
+        """Return moments of the same elements; the same each time, for the critic to know them.
+
+        Drawn anew they leave log q too low by about D (D + 3) / (4 num_moments).
+        """
+        if self._known is not None:
+            before, moments = self._known
+            if self.elements.single or before.same_batch(drawn):
+                return moments
         with torch.no_grad():
-            z = self.elements.from_guide(self.pair, self._num_moments).z
+            own = self.elements.from_guide(self.pair, self._num_moments, batch=drawn.batch)
+            z = own.z
             centred = z - z.mean(0)
             covariance = torch.einsum("kbi,kbj->bij", centred, centred) / len(z)
             floor = covariance.diagonal(dim1=-2, dim2=-1).mean(-1) * 1e-6 + 1e-12
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
             factor = torch.linalg.cholesky(covariance + floor[:, None, None] * eye)
-        return _Moments(z.mean(0), factor)
+        self._known = (own, _Moments(z.mean(0), factor))
+        return self._known[1]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,11 @@ def mean_and_se(values: Float[Tensor, " num"]) -> tuple[Tensor, Tensor]:
 
 
 def kl_estimate(
-    log_r_p: Float[Tensor, " num_p"], log_r_q: Float[Tensor, " num_q"], *, method: str = "plug-in"
+    log_r_p: Float[Tensor, " num_p"],
+    log_r_q: Float[Tensor, " num_q"],
+    *,
+    method: str = "plug-in",
+    links: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> RatioEstimate:
     r"""Return KL(p‖q) from log ratios on held-out samples.
 
@@ -77,6 +82,8 @@ def kl_estimate(
         log_r_p: Log ratios on samples of p, shape ``(num_p,)``.
         log_r_q: Log ratios on samples of q, shape ``(num_q,)``.
         method: One of the three.
+        links: Of a ratio that is a product, the log ratios of each factor on samples of its own
+            two sides: then these are held against the number of samples, and not the product.
 
     Raises:
         ValueError: If the method is unknown.
@@ -87,7 +94,7 @@ def kl_estimate(
             "Write: ratio.kl(method='plug-in')."
         )
     mean, square = mean_and_se(log_r_p)
-    what = "estimate of KL(p‖q)"
+    what = "estimate of KL(p‖q)" + (f" by {len(links)} links" if links else "")
     r_mean, r_square = mean_and_se(log_r_q.exp())
     if method == "nwj":
         mean, square = mean + 1 - r_mean, square + r_square
@@ -98,8 +105,15 @@ def kl_estimate(
         scaled, scaled_square = mean_and_se((log_r_q - largest).exp())
         square = square + scaled_square / scaled.square()
     num = min(len(log_r_p), len(log_r_q))
-    doubts = _doubts(float(mean), log_r_p, log_r_q)
-    return RatioEstimate(float(mean), float(square.sqrt()), what, num, doubts)
+    doubts = [
+        f"link {index} of {len(links)}: {doubt}"
+        for index, (near, far) in enumerate(links, 1)
+        for doubt in (*_saturation(float(near.mean()), near, far), *_not_normalized(near, far))
+    ]
+    if not links:
+        doubts = _saturation(float(mean), log_r_p, log_r_q)
+    doubts += _not_normalized(log_r_p, log_r_q)
+    return RatioEstimate(float(mean), float(square.sqrt()), what, num, tuple(doubts))
 
 
 def js_estimate(
@@ -119,7 +133,7 @@ def js_estimate(
     return RatioEstimate(value, se, "lower bound of JSD(p, q), in expectation", num)
 
 
-def _doubts(kl: float, log_r_p: Tensor, log_r_q: Tensor) -> tuple[str, ...]:
+def _saturation(kl: float, log_r_p: Tensor, log_r_q: Tensor) -> list[str]:
     num = min(len(log_r_p), len(log_r_q))
     found = []
     if not kl < math.log(num):
@@ -127,8 +141,13 @@ def _doubts(kl: float, log_r_p: Tensor, log_r_q: Tensor) -> tuple[str, ...]:
     auc = report(log_r_p, log_r_q).auc
     if auc >= SEPARABLE:
         found.append(f"p and q hardly overlap in the samples (AUC {auc:.4f})")
+    return found
+
+
+def _not_normalized(log_r_p: Tensor, log_r_q: Tensor) -> list[str]:
+    found = []
     for what, log_r in (("p/q over q", log_r_q), ("q/p over p", -log_r_p)):
         log_mean = float(log_mean_exp(log_r))
         if not log_mean < math.log(IMPOSSIBLE_MEAN):
             found.append(f"the mean of {what} is e^{log_mean:.1f} instead of 1")
-    return tuple(found)
+    return found

@@ -148,7 +148,7 @@ class FittedRatio(Cited, ABC):
             ValueError: If the method is unknown.
         """
         log_r_p, log_r_q = self._held_out_log_ratios()
-        found = kl_estimate(log_r_p, log_r_q, method=method)
+        found = kl_estimate(log_r_p, log_r_q, method=method, links=self._links())
         warn_of(found, self._instead)
         return found
 
@@ -159,6 +159,10 @@ class FittedRatio(Cited, ABC):
     def report(self) -> CriticReport:
         """Return accuracy, AUC, calibration and the two-sample test on the held-out samples."""
         return report(*self._held_out_log_ratios())
+
+    def _links(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the held-out log ratios of each factor on its own two sides, if there are any."""
+        return []
 
     def _held_out_log_ratios(self) -> tuple[Tensor, Tensor]:
         x_p, x_q = self._samples()

@@ -7,6 +7,7 @@ import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -30,6 +31,7 @@ class Draws:
         log_likelihood: Log density of what is observed, scaled, shape ``(K,)``.
         log_prior: Log density of the unconstrained latents, scaled, shape ``(K,)``.
         scale: Factor on every element: N/B of a mini-batch.
+        batch: What the plates drew, for ``from_guide`` to draw latents of the same elements.
     """
 
     z: Tensor
@@ -37,6 +39,21 @@ class Draws:
     log_likelihood: Tensor
     log_prior: Tensor
     scale: float
+    batch: Trace
+
+    def same_batch(self, other: "Draws") -> bool:
+        """Tell whether the elements are those of other draws.
+
+        Args:
+            other: The other draws.
+        """
+        ours, theirs = (
+            {name: torch.as_tensor(site["value"]) for name, site in draws.batch.nodes.items()}
+            for draws in (self, other)
+        )
+        return ours.keys() == theirs.keys() and all(
+            torch.equal(value, theirs[name]) for name, value in ours.items()
+        )
 
 
 class Elements:
@@ -76,15 +93,22 @@ class Elements:
         kept = () if home is None else structure.local[home]
         self._axes = tuple(structure.nesting + dim for _, dim in kept)
 
-    def from_guide(self, pair: Pair, num: int) -> Draws:
+    @property
+    def single(self) -> bool:
+        """Whether all latents make one vector."""
+        return not self._axes
+
+    def from_guide(self, pair: Pair, num: int, *, batch: Trace | None = None) -> Draws:
         """Draw latents from the guide, and score them by the model.
 
         Args:
             pair: Model, guide and arguments.
             num: Number K of draws.
+            batch: That of other draws, for latents of the same elements.
         """
+        guide = pair.guide if batch is None else poutine.replay(pair.guide, trace=batch)
         with particle_plates(self._structure, Particles(1, num)):
-            guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+            guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
             replayed = poutine.replay(pair.model, trace=guide_trace)
             model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
         check_pair(model_trace, guide_trace)
@@ -143,6 +167,7 @@ class Elements:
             torch.stack([zero, *log_likelihood]).sum(0),
             torch.stack([zero, *log_prior]).sum(0),
             scale,
+            _subsamples(trace),
         )
 
     def _total(self, log_prob: Any, num: int) -> Tensor:
@@ -163,6 +188,15 @@ class Elements:
         others = [axis for axis in range(1, value.dim()) if axis not in kept]
         value = value.permute(0, *kept, *others).flatten(1 + len(kept))
         return value.reshape(lead, -1, value.shape[-1])
+
+
+def _subsamples(trace: Trace) -> Trace:
+    """Return the sites alone by which plates chose their elements."""
+    found = Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site):
+            found.add_node(name, **site)
+    return found
 
 
 def _uncoupled(structure: Structure, pair: Pair) -> Structure:

@@ -65,7 +65,9 @@ class TelescopingRatio(FittedRatio):
         \qquad p_0 = p, \ p_m = q
 
     A single critic that tells p from q without effort learns nothing about how far apart they are.
-    Neighbours overlap.
+    Neighbours overlap. ``kl`` warns where a link's own divergence is beyond log of the number of
+    samples; the sum of all links may well be. Each critic is asked about samples of p, of which
+    those far down the chain have seen few: that is not in the standard error, so compare chains.
 
     Args:
         make_critic: Makes one critic, from ``(*batch, dim)`` to ``batch``.
@@ -138,6 +140,19 @@ class TelescopingRatio(FittedRatio):
         marks = self._marks(x_p, x_q)[1:]
         for objective, critic, mark in zip(self.objectives, self.critics, marks, strict=True):
             objective.settle(critic(mark))
+
+    def _links(self) -> list[tuple[Tensor, Tensor]]:
+        x_p, x_q = self._samples()
+        num = min(len(x_p), len(x_q))
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            marks = self._marks(x_p[:num], x_q[:num])
+            return [
+                (objective.log_ratio(critic(near)), objective.log_ratio(critic(far)))
+                for objective, critic, (near, far) in zip(
+                    self.objectives, self.critics, pairwise(marks), strict=True
+                )
+            ]
 
     def _marks(self, x_p: Tensor, x_q: Tensor) -> list[Tensor]:
         return BRIDGES[self.bridge](x_p, x_q, len(self.critics))

@@ -215,6 +215,28 @@ def test_figures_need_no_pyplot(comparison):
         assert "matplotlib.pyplot" not in sys.modules
 
 
+def test_a_diverged_guide_is_told_and_hides_no_other(tmp_path):
+    runs = {"exact": off(), "wide": off(1.3), "diverged": off(1.0, 1e13)}
+    mean, sd = moments()["mu"]
+    draws = {"mu": mean + sd * torch.randn(2000)}
+    found = compare(runs, reference=draws, num_samples=1000)
+    found.save(tmp_path)
+    assert math.isinf(found.table.loc["diverged", "k-hat"])
+    assert found.table.loc["diverged", "effective share"] == pytest.approx(1e-3, rel=0.01)
+    assert "not to be trusted, neither" in found.verdicts["diverged"]
+    assert max(len(line) for line in str(found).splitlines()[:6]) < 200
+    for name, side in (("bounds", "x"), ("ladder", "y"), ("forest", "x"), ("sd_ratio", "x")):
+        low, high = getattr(found.figures[name].axes[0], f"get_{side}lim")()
+        assert high - low < 50, name
+    texts = [text.get_text() for text in found.figures["bounds"].axes[0].texts]
+    assert any("◀ ELBO -" in text for text in texts)
+    assert found.choice.startswith("Use exact")
+    alone = compare({"diverged": off(1.0, 1e13)}, num_samples=100).choice
+    assert "not to be trusted" in alone
+    pair = compare({"far": off(1.0, 30.0), "farther": off(1.0, 40.0)}, num_samples=100)
+    assert pair.choice.startswith("None of them is to be trusted. The nearest is far: its ELBO")
+
+
 def test_names_that_make_one_file_name_do_not_overwrite(tmp_path):
     runs = {"a/b": off(), "a b": off(1.2), "A_B": off(1.3)}
     compare(runs, num_samples=100).save(tmp_path)

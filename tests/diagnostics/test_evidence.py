@@ -85,6 +85,20 @@ def test_evidence_and_its_error_with_an_inexact_guide(subsample_size, num_repeat
     assert found.draws.mean().item() == pytest.approx(found.elbo.value)
 
 
+@pytest.mark.parametrize("far", [20.0, 3000.0, 1e14])
+def test_weights_without_a_mean_warn(far):
+    exact = NormalGlobal.simulate(12)
+
+    def diverged(x):
+        pyro.sample("mu", dist.Normal(far, 1.0))
+
+    with pytest.warns(UserWarning, match=r"only the lower bounds.*worth 1\.\d of 10000.*px.ais"):
+        found = evidence(exact.model, diverged, exact.x, seed=0)
+    assert found.k_hat.values > 1
+    assert found.effective_share < 2e-4
+    assert found.iwae.value < exact.log_evidence().item() - 100
+
+
 def test_standard_errors_are_those_of_repeated_runs():
     exact = NormalLocal.simulate(10, scale=0.7)
     guide = scaled(exact, 1.3)
@@ -218,6 +232,7 @@ def test_too_few_repeats_raise():
         (Estimate(-83521.4, 14.2), "-83521 ± 14"),
         (Estimate(1.0, 0.0), "1.00 ± 0.00"),
         (Estimate(1.0, math.inf), "1.00 ± inf"),
+        (Estimate(-5.859e31, 2.638e31), "-5.86e+31 ± 2.6e+31"),
     ],
 )
 def test_estimates_print_two_digits_of_their_error(estimate, text):

@@ -99,6 +99,18 @@ def test_tied_weights_that_cannot_be_fitted_are_not_trusted():
     assert k_hat(weights).values == math.inf
 
 
+@pytest.mark.parametrize("spread", [500.0, 5e4])
+def test_a_tail_that_vanishes_beside_the_largest_weight_is_not_trusted(spread):
+    found = k_hat(spread * torch.randn(10_000, 3))
+    assert (found.values == math.inf).all()
+    assert found.verdict.startswith("not to be trusted")
+
+
+def test_a_wide_tail_that_can_be_fitted_is():
+    found = k_hat(100.0 * torch.randn(10_000, 3)).values
+    assert ((found > 10) & (found < 100)).all()
+
+
 def test_zero_weights_are_allowed():
     weights = normal_weights(1.1)
     weights[:500] = -math.inf

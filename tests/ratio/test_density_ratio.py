@@ -151,9 +151,30 @@ def test_telescoping_ratio_reaches_farther_than_a_single_one():
         abs(float(ratio.log_ratio(x).detach().mean()) - exact) for ratio in (single, chain)
     )
     assert single_error > 0.5 * exact
-    with pytest.warns(pr.RatioWarning, match="beyond log .*more ratios and more samples"):
-        chain.kl()
     assert chain_error < 0.25 * exact
+
+
+def shift_chain(dim, shift, num_ratios, lr):
+    p = Independent(Normal(shift * torch.ones(dim), torch.ones(dim)), 1)
+    q = Independent(Normal(torch.zeros(dim), torch.ones(dim)), 1)
+    make = partial(pr.QuadraticCritic, dim)
+    chain = pr.TelescopingRatio(make, num_ratios=num_ratios, optim=partial(ADAM, lr=lr))
+    chain.fit(sampler(p), sampler(q), num_steps=400, seed=0)
+    return chain
+
+
+def test_a_sum_of_links_may_be_beyond_the_samples():
+    """10.1 nats are beyond log 10000 = 9.2, but no link is beyond 2."""
+    found = shift_chain(1, 4.5, 4, 0.05).kl()
+    assert found.value > 9.3
+    assert found.doubts == ()
+    assert "4 links" in found.what
+
+
+def test_a_saturated_link_warns():
+    chain = shift_chain(20, 3.0, 2, 0.03)
+    with pytest.warns(pr.RatioWarning, match=r"link 2 of 2: .*hardly overlap.* more ratios"):
+        chain.kl()
 
 
 @pytest.mark.parametrize("num_ratios", [1, 4])

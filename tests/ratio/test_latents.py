@@ -85,7 +85,7 @@ def test_whitening_makes_moments_of_white_noise():
     scene = Scene(pair, elements, CONTRASTS["adaptive"], num=4000, num_moments=20_000)
     z, other = scene.critic_inputs()
     assert z.shape == other.shape == (4000, 3)
-    moments = scene._moments()
+    moments = scene._moments(elements.from_guide(pair, 1))
     # Means of 20 000 draws: 0.05 is seven standard errors.
     torch.testing.assert_close(z.mean(0), torch.zeros(3), atol=0.12, rtol=0)
     torch.testing.assert_close(z.T.cov(), torch.eye(3), atol=0.15, rtol=0)

@@ -62,6 +62,7 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     svi: px.CompiledSVI = field(init=False)
+    _lr: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self.svi = self._svi({})
@@ -72,11 +73,25 @@ class Training:
             made = self.adam(params)
             if state:
                 made.load_state_dict(state["optimizer"])
+            made.param_groups[0]["lr"] = self._lr
             return made
 
         return px.CompiledSVI(
             self.model, self.guide, adam, self.loss, compile=self.compile, max_graphs=1
         )
+
+    def take(self, x: Tensor, lr: float) -> float:
+        """Take a step and return the loss.
+
+        Args:
+            x: Binary images, shape ``(batch_size, pixels)``.
+            lr: Learning rate.
+        """
+        self._lr = lr
+        if self.svi.optimizer is not None:
+            self.svi.optimizer.param_groups[0]["lr"] = lr
+        self.step += 1
+        return self.svi.step(x)
 
     def save(self, path: Path) -> None:
         """Save parameters, optimizer, position and random state."""
@@ -158,11 +173,8 @@ def train(
                 generator = torch.Generator().manual_seed(training.seed + epoch)
                 order = torch.randperm(len(images), generator=generator)
             first = training.step % per_epoch * size
-            optimizer = training.svi.optimizer
-            if optimizer is not None:
-                optimizer.param_groups[0]["lr"] = rates[training.step]
-            loss = training.svi.step(torch.bernoulli(images[order[first : first + size]]))
-            training.step += 1
+            x = torch.bernoulli(images[order[first : first + size]])
+            loss = training.take(x, rates[training.step])
             bar.update()
         training.seconds += cpu_seconds() - begun
         bar.set_postfix(loss=f"{loss / size:.2f}")

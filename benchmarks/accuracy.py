@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,13 @@ class NumPyro:
     """NumPyro in a process of its own.
 
     Args:
-        python: A Python that has it.
+        python: A Python that has it; None for no comparison.
     """
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str | None) -> None:
+        self.versions: dict[str, str] = {}
+        if python is None:
+            return
         self._process = subprocess.Popen(
             [python, str(Path(__file__).with_name("numpyro_accuracy.py"))],
             stdin=subprocess.PIPE,
@@ -72,8 +76,7 @@ class NumPyro:
             text=True,
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
-        line = self._stream("stdout").readline()
-        self.versions: dict[str, str] = json.loads(line) if line else {}
+        self.versions = json.loads(self._stream("stdout").readline())
 
     def _stream(self, name: str) -> Any:
         return getattr(self._process, name)
@@ -239,7 +242,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.json"))
-    parser.add_argument("--numpyro", default=sys.executable, help="a Python that has NumPyro")
+    here = sys.executable if find_spec("numpyro") else None
+    parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
     parser.add_argument("--only", default="", help="part of a posterior's name")
     parser.add_argument("--guides", default="", help="part of what fits, such as ours/auto")
     parser.add_argument("--steps", type=int, default=1000)

@@ -222,7 +222,7 @@ def iwae(cells: Cells) -> list[str]:
             continue
         pixels, layers, bound, estimator, k, _ = parts
         key = f"{layers}/{bound}/{k}"
-        published = DREG.get(key, "") if estimator == "dreg" else PUBLISHED[key]
+        published = (DREG if estimator == "dreg" else PUBLISHED).get(key, "")
         rows.append(
             [
                 layers,

@@ -23,8 +23,9 @@ def outcome(name: str, arguments: list[str]) -> str:
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             runpy.run_path(str(path), run_name="__main__")
-    except BaseException:
-        return traceback.format_exc()
+    except BaseException as error:
+        helped = isinstance(error, SystemExit) and not error.code
+        return "" if helped else traceback.format_exc()
     finally:
         del sys.path[:2]
     return ""

@@ -29,7 +29,7 @@ TINY: dict[str, list[str]] = {
     "auto_dims": ["--one", "2"],
     "auto_random": ["--help"],
     "compiled_battery": ["--match", "joint, diagonal, ELBO stl"],
-    "families": ["--steps", "2"],
+    "families": ["--steps", "3"],
     "four_points": ["--cells", "four_points.json", "--seeds", "1", "--steps", "2"],
     "implicit_posteriors": ["--help"],
     "iwae": [
@@ -53,8 +53,8 @@ TINY: dict[str, list[str]] = {
         *("--data", "mnist.npz", "--out", "labels.json", "--labels-per-class", "1"),
         *("--epochs", "0.1", "--hidden", "4", "--latent", "2", "--batch-size", "20"),
     ],
-    "signal_to_noise": ["--particles", "1", "4", "--budget", "40", "--out", "snr"],
-    "sparse_rows": ["--steps", "1", "--blocks", "1"],
+    "signal_to_noise": ["--particles", "16", "64", "--budget", "200", "--out", "snr"],
+    "sparse_rows": ["--steps", "2", "--blocks", "1"],
     "speed/steps": ["--rounds", "1", "--seconds", "0.001", "W3"],
     "report": ["--results", ".", "--out", "page/benchmarks.md"],
 }
@@ -115,8 +115,8 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
         timeout=600,
         check=True,
     )
-    failures = {n: e for n, e in json.loads(done.stdout).items() if "SystemExit: 0" not in e and e}
-    assert not failures, "\n".join(failures.values())
+    failures = json.loads(done.stdout)
+    assert not any(failures.values()), "\n".join(failures.values())
     cells = {path.stem: read(path) for path in tmp_path.glob("*.json") if path.stem in TINY}
     nats = [value["nll"] for value in cells["iwae"].values()]
     assert len(set(nats)) == len(nats) == 8, "cells of the table share parameters"

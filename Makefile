@@ -4,14 +4,19 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help compare tutorials test test-all lint format bench-speed package-check
+.PHONY: help compare tutorials test test-all lint format package-check
+.PHONY: bench bench-speed bench-accuracy bench-iwae bench-report
 
 help:
 	@echo "make compare [ARGS='--list']   compare posteriors on real data, in a table and figures"
 	@echo "make tutorials                 run every lesson, and leave a page of claims and figures"
 	@echo "make test                      lint, types, tests and doctests, but for the slow ones"
 	@echo "make test-all                  the same with the slow ones"
+	@echo "make bench                     install the peers of the benchmarks, NumPyro and JAX"
 	@echo "make bench-speed               step times against plain torch, Pyro and NumPyro"
+	@echo "make bench-accuracy DATA=DIR   errors on posteriordb against Pyro and NumPyro"
+	@echo "make bench-iwae DATA=FILE      VAE and IWAE on MNIST"
+	@echo "make bench-report              results to the tables of docs/benchmarks.md"
 	@echo "make package-check             build, install into an empty environment, and try the wheel"
 	@echo "make lint                      lint and types only"
 	@echo "make format                    sort the imports and format the code"
@@ -35,9 +40,21 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench-speed: export OMP_NUM_THREADS ?= 1
-bench-speed: $(STAMP)
-	taskset --cpu-list 0 $(BIN)/python benchmarks/speed/steps.py --out benchmarks/speed/result $(ARGS)
+bench: $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,bench]'
+
+bench-speed bench-accuracy: export OMP_NUM_THREADS ?= 1
+bench-speed: bench
+	taskset --cpu-list 0 $(BIN)/python benchmarks/speed/steps.py --numpyro $(BIN)/python --out benchmarks/speed/result $(ARGS)
+
+bench-accuracy: bench
+	taskset --cpu-list 0 $(BIN)/python benchmarks/accuracy.py --data $(DATA) $(ARGS)
+
+bench-iwae: $(STAMP)
+	$(BIN)/python benchmarks/iwae.py --data $(DATA) $(ARGS)
+
+bench-report: $(STAMP)
+	$(BIN)/python benchmarks/report.py
 
 package-check: $(STAMP)
 	rm -rf build/package

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _cells import Cells
+from _results import Cells
 
 import pyro_ext as px
 

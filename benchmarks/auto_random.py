@@ -20,7 +20,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from _cells import Cells
+from _results import Cells
 from torch import Tensor
 from torch.distributions import constraints
 

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _cells import Cells
+from _results import Cells
 
 import pyro_ext as px
 from guides.four_points import GUIDES
@@ -35,12 +35,13 @@ STEPS = 2000
 
 
 @cache
-def train(kind: str, seed: int) -> tuple[FourPoints, Any, float, Any]:
+def train(kind: str, seed: int, num_steps: int = STEPS) -> tuple[FourPoints, Any, float, Any]:
     """Return model, guide, mean log p(x) and the loss of one fit.
 
     Args:
         kind: ``"gaussian"``, or the contrast of the adversarial loss.
         seed: Seed.
+        num_steps: Number of steps; the paper takes 100,000.
     """
     pyro.set_rng_seed(seed)
     model = FourPoints()
@@ -51,16 +52,16 @@ def train(kind: str, seed: int) -> tuple[FourPoints, Any, float, Any]:
         guide = GUIDES["implicit"]()
         loss = px.Adversarial(128, contrast=kind, critic_optim=partial(torch.optim.Adam, lr=1e-3))
     adam = partial(torch.optim.Adam, lr=1e-3)
-    px.fit(model, guide, loss, X, adam, num_steps=STEPS, seed=seed, progress=False)
+    px.fit(model, guide, loss, X, adam, num_steps=num_steps, seed=seed, progress=False)
     return model, guide, float(model.log_evidence().mean()), loss
 
 
-def cell(kind: str, seed: int) -> float:
+def cell(kind: str, seed: int, num_steps: int) -> float:
     """Return log p(x) alone."""
-    return train(kind, seed)[2]
+    return train(kind, seed, num_steps)[2]
 
 
-def draw(path: Path) -> None:
+def draw(path: Path, num_steps: int) -> None:
     """Draw the aggregated posterior of both guides, seed 0."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -69,7 +70,7 @@ def draw(path: Path) -> None:
     FigureCanvasAgg(figure)
     titles = {"gaussian": "Gaussian guide, ELBO", "prior": "implicit guide, adversarial"}
     for index, (kind, title) in enumerate(titles.items()):
-        _, guide, value, _ = train(kind, seed=0)
+        _, guide, value, _ = train(kind, 0, num_steps)
         axes = figure.add_subplot(1, 2, index + 1)
         with torch.no_grad():
             weights = pyro.poutine.trace(guide).get_trace
@@ -86,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=Path, default=Path("build/four_points.json"))
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--steps", type=int, default=STEPS, help="the paper takes 100,000")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     cells = Cells(options.cells)
@@ -94,9 +96,15 @@ def main() -> None:
     kinds = ("gaussian", "prior", "adaptive")
     for seed in range(options.seeds):
         for kind in kinds:
-            cells.get(f"{kind}, seed {seed}", partial(cell, kind, seed))
+            cells.get(
+                f"{kind}, {options.steps} steps, seed {seed}",
+                partial(cell, kind, seed, options.steps),
+            )
     for kind in kinds:
-        found = [cells.known[f"{kind}, seed {seed}"] for seed in range(options.seeds)]
+        found = [
+            cells.known[f"{kind}, {options.steps} steps, seed {seed}"]
+            for seed in range(options.seeds)
+        ]
         name = "Gaussian, `px.ELBO`" if kind == "gaussian" else f"implicit, `{kind}` contrast"
         sd = statistics.stdev(found) if len(found) > 1 else math.nan
         failed = sum(value <= -1.45 for value in found)
@@ -106,7 +114,7 @@ def main() -> None:
         )
     print("\n".join(lines))
     if options.figure:
-        draw(options.figure)
+        draw(options.figure, options.steps)
 
 
 if __name__ == "__main__":

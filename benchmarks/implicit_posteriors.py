@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from _cells import Cells
+from _results import Cells
 
 import pyro_ext as px
 from pyro_ext.families.implicit import Implicit

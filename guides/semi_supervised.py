@@ -20,13 +20,14 @@ import torch
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.nn import PyroModule
 from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_ext as px
 from models._names import unique_name
 from models.semi_supervised import M2, NUM_CLASSES
 from pyro_ext.nn import MLP
 
-__all__ = ["GUIDES", "M2Guide", "semi_supervised_loss"]
+__all__ = ["GUIDES", "M2Guide", "fit_m2", "semi_supervised_loss"]
 
 
 class M2Guide(PyroModule):
@@ -89,6 +90,46 @@ def semi_supervised_loss(
     known: Tensor = px.ELBO().differentiable_loss(model, guide, x_labelled, y) / len(y)
     log_q = guide.classify(x_labelled).log_softmax(-1)
     return unknown + known - weight * (log_q * y).sum(-1).mean()
+
+
+def fit_m2(
+    x: Tensor,
+    x_labelled: Tensor,
+    y: Tensor,
+    *,
+    model: M2,
+    guide: M2Guide,
+    weight: float,
+    num_steps: int,
+    batch_size: int = 64,
+    num_labelled: int | None = None,
+) -> None:
+    """Fit model and guide by :func:`semi_supervised_loss`, AdamW and a cosine.
+
+    Args:
+        x: Images without labels, shape ``(unlabelled, num_features)``.
+        x_labelled: Images with labels, shape ``(labelled, num_features)``.
+        y: Those labels, one-hot, shape ``(labelled, 10)``.
+        model: The model.
+        guide: Its guide.
+        weight: Weight of the classifier's loss.
+        num_steps: Number of steps.
+        batch_size: Images without labels of a step.
+        num_labelled: Images with labels of a step; by default all.
+    """
+    params = [*model.parameters(), *guide.parameters()]
+    optim = torch.optim.AdamW(params, lr=3e-3, weight_decay=0.05)
+    schedule = CosineAnnealingLR(optim, T_max=num_steps)
+    known, labels = x_labelled, y
+    for _ in range(num_steps):
+        rows = torch.randint(len(x), (batch_size,))
+        if num_labelled is not None:
+            some = torch.randint(len(y), (num_labelled,))
+            known, labels = x_labelled[some], y[some]
+        optim.zero_grad()
+        semi_supervised_loss(model, guide, x[rows], known, labels, weight=weight).backward()
+        optim.step()
+        schedule.step()
 
 
 GUIDES: Mapping[str, Callable[..., M2Guide]] = {"classifier-and-encoder": M2Guide}

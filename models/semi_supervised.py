@@ -14,8 +14,10 @@ Example:
     (torch.Size([50, 64]), torch.Size([1347, 64]), torch.Size([400, 64]))
 """
 
+from pathlib import Path
 from typing import Literal, NamedTuple, cast
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -37,11 +39,11 @@ class PartlyLabelled(NamedTuple):
     """Binary images of digits, few of them with a label, as a one-hot row.
 
     Attributes:
-        x_labelled: Shape ``(labelled, 64)``.
+        x_labelled: Shape ``(labelled, pixels)``.
         y_labelled: Shape ``(labelled, 10)``.
-        x_unlabelled: Shape ``(unlabelled, 64)``.
-        x_test: Shape ``(400, 64)``.
-        y_test: Shape ``(400, 10)``.
+        x_unlabelled: Shape ``(unlabelled, pixels)``.
+        x_test: Shape ``(test, pixels)``.
+        y_test: Shape ``(test, 10)``.
     """
 
     x_labelled: Tensor
@@ -54,28 +56,29 @@ class PartlyLabelled(NamedTuple):
 def data(
     labels_per_class: int = 5,
     *,
-    num_test: int = 400,
+    path: str | Path | None = None,
+    num_test: int | None = None,
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> PartlyLabelled:
-    """Load the 1797 digits that scikit-learn bundles, black where a pixel is above half grey.
+    """Load the 1797 digits that scikit-learn bundles, or MNIST; black is what is above half grey.
 
     Args:
         labels_per_class: Number of labels to keep of each digit.
-        num_test: Number of images to test on.
+        path: For MNIST, an .npz file with ``x_train``, ``y_train``, ``x_test`` and ``y_test``.
+        num_test: Number of images to test on; 400 of the digits, the 10 000 of MNIST by default.
         seed: Seed of the split, and of which labels are kept.
         dtype: Floating dtype of the result; torch's default if None.
 
     Raises:
         ValueError: If there are not that many images of a digit, or none.
     """
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-
     dtype = torch.get_default_dtype() if dtype is None else dtype
-    found = load_digits()
-    order = torch.randperm(len(found.data), generator=torch.Generator().manual_seed(seed))
-    x = (torch.as_tensor(found.data) > 7).to(dtype)[order]
-    y = torch.as_tensor(found.target)[order].long()
+    generator = torch.Generator().manual_seed(seed)
+    images, digits, num_test = (
+        _digits(generator, num_test) if path is None else _mnist(path, generator, num_test)
+    )
+    x, y = images.to(dtype), digits.long()
     of_class = [(y[num_test:] == digit).nonzero()[:, 0] for digit in range(NUM_CLASSES)]
     most = min(len(rows) for rows in of_class)
     if not 1 <= labels_per_class <= most:
@@ -88,6 +91,29 @@ def data(
     unknown[known] = unknown[:num_test] = False
     labels = one_hot(y, NUM_CLASSES).to(dtype)
     return PartlyLabelled(x[known], labels[known], x[unknown], x[:num_test], labels[:num_test])
+
+
+def _digits(generator: torch.Generator, num_test: int | None) -> tuple[Tensor, Tensor, int]:
+    """Return black pixels, labels, and how many of the first rows are to test on."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    found = load_digits()
+    order = torch.randperm(len(found.data), generator=generator)
+    black = torch.as_tensor(found.data) > 7
+    num_test = 400 if num_test is None else num_test
+    return black[order], torch.as_tensor(found.target)[order], num_test
+
+
+def _mnist(
+    path: str | Path, generator: torch.Generator, num_test: int | None
+) -> tuple[Tensor, Tensor, int]:
+    names = ("x_test", "x_train", "y_test", "y_train")
+    with np.load(path) as file:
+        x_test, x_train, y_test, y_train = (torch.from_numpy(file[name]) for name in names)
+    order = torch.randperm(len(x_train), generator=generator)
+    num_test = len(x_test) if num_test is None else num_test
+    black = torch.cat([x_test[:num_test], x_train[order]]).flatten(1) > 127
+    return black, torch.cat([y_test[:num_test], y_train[order]]), num_test
 
 
 class M2(PyroModule):

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import guides.vae
 import pyro_ext as px
-from guides.semi_supervised import M2Guide, semi_supervised_loss
+from guides.semi_supervised import M2Guide, fit_m2
 from models.semi_supervised import M2, PartlyLabelled, data
 from models.vae import VAE
 from pyro_ext.nn import MLP
@@ -150,16 +150,8 @@ def m2(
     """Fit an M2, and classify by its guide."""
     model = M2(known.shape[1], likelihood=likelihood)
     guide = M2Guide(model)
-    params = [*model.parameters(), *guide.parameters()]
-    optim = torch.optim.AdamW(params, lr=3e-3, weight_decay=0.05)
     steps = lesson.steps(700)
-    schedule = CosineAnnealingLR(optim, T_max=steps)
-    for _ in range(steps):
-        rows = torch.randint(len(unknown), (64,))
-        optim.zero_grad()
-        semi_supervised_loss(model, guide, unknown[rows], known, y, weight=weight).backward()
-        optim.step()
-        schedule.step()
+    fit_m2(unknown, known, y, model=model, guide=guide, weight=weight, num_steps=steps)
     return accuracy(guide.classify(test), y_test)
 
 

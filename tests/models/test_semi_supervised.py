@@ -1,3 +1,6 @@
+from pathlib import Path
+
+import numpy as np
 import pyro
 import pytest
 import torch
@@ -18,6 +21,22 @@ def test_split() -> None:
     assert not torch.equal(found.x_labelled, other.x_labelled)
     again = data(3, num_test=100, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def test_mnist_keeps_its_own_test_set(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    grey = {f"x_{k}": rng.integers(0, 256, (n, 28, 28)) for k, n in (("train", 50), ("test", 20))}
+    digits = {f"y_{k}": np.arange(n) % 10 for k, n in (("train", 50), ("test", 20))}
+    np.savez(tmp_path / "mnist.npz", **grey, **digits)
+    found = data(2, path=tmp_path / "mnist.npz", seed=1)
+    assert found.x_test.equal(torch.from_numpy(grey["x_test"] > 127).flatten(1).to(found.x_test))
+    assert found.y_test.argmax(-1).tolist() == digits["y_test"].tolist()
+    train = torch.from_numpy(grey["x_train"] > 127).flatten(1).to(found.x_test)
+    for image, label in zip(found.x_labelled, found.y_labelled, strict=True):
+        row = (train == image).all(-1).nonzero().item()
+        assert digits["y_train"][row] == label.argmax().item()
+    assert (found.y_labelled.sum(0) == 2).all()
+    assert len(found.x_unlabelled) == 30
 
 
 @pytest.mark.parametrize("labels", [0, 1000])

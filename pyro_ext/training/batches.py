@@ -164,11 +164,11 @@ class RowBatches(Batches):
             )
         self._data, self._size, self._batch_size = data, size, batch_size
         self._minibatch = partial(MiniBatch, name, size, sliced=self._sliced)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(device="cpu").manual_seed(seed)
 
     def _begin(self) -> Iterator[Step]:
-        order = torch.randperm(self._size, generator=self._generator).to(self._device)
-        parts = order.split(self._batch_size)
+        order = torch.randperm(self._size, generator=self._generator, device="cpu")
+        parts = order.to(self._device).split(self._batch_size)
         if not self._sliced:
             parts = tuple(rows for rows in parts if len(rows) == self._batch_size)
         return map(self.step_of, parts)

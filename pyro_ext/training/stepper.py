@@ -75,6 +75,7 @@ class Stepper:
         """
         graphs, optimizers = self.graphs, self.optimizers
         self._ranks.share = step.share
+        torch.clear_autocast_cache()  # of the weights as they were before the last step
         graphs.prepare(step, optimizers, number, left)
         tensors = graphs.tensors(step)
         if tensors is None or graphs.built is None or optimizers is None:

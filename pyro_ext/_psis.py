@@ -139,7 +139,7 @@ def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
             "support: check the supports of its latents."
         )
     flat = flat.double()
-    values = torch.zeros(flat.shape[1], dtype=torch.float64)
+    values = torch.zeros(flat.shape[1], dtype=torch.float64, device="cpu")
     smoothed = (flat - flat.logsumexp(0)).cpu()
     varying, unfit = _tails(log_weights.detach().reshape(num, -1))
     values[unfit] = math.inf

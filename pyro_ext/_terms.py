@@ -11,6 +11,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ext._precision import full_precision, is_half, widened
 from pyro_ext._strata import check_plates, stratified
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
@@ -164,14 +165,26 @@ class Term:
 
 
 def site_log_prob(site: Any) -> Tensor:
-    """Return log p of a site, masked, not scaled."""
+    """Return log p of a site, masked, not scaled, in single precision or better.
+
+    Raises:
+        ValueError: If its value is not.
+    """
     if _SCORED in site:
         known: Tensor = site[_SCORED]
         return known
+    name, value = site["name"], site["value"]
+    if is_half(value):
+        raise ValueError(
+            f"site '{name}': expected a value in single precision or better, for its density to "
+            f"mean something; got {value.dtype}. Write: network(x).float() for what a network "
+            "under torch.autocast returns."
+        )
     try:
-        log_prob = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+        with full_precision():
+            log_prob = widened(site["fn"].log_prob(value, *site["args"], **site["kwargs"]))
     except ValueError as error:
-        raise ValueError(f"site '{site['name']}': {error}") from error
+        raise ValueError(f"site '{name}': {error}") from error
     masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
     return masked
 

@@ -8,6 +8,7 @@ from pyro.infer.autoguide import init_to_median
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from pyro_ext._precision import as_outside, widened
 from pyro_ext.autoguide.guide import Group
 from pyro_ext.autoguide.local import LocalGuide
 from pyro_ext.autoguide.plates import Batch
@@ -61,14 +62,16 @@ class EncoderGuide(LocalGuide):
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
         with torch.no_grad():
             features = self._features(batch, *self._setup_args)
-        head = nn.Linear(features.shape[-1], group.num_params)
+        with torch.device("cpu"):  # a seed then means the same on each device
+            head = nn.Linear(features.shape[-1], group.num_params)
         head = head.to(dtype=features.dtype, device=features.device)
         with torch.no_grad():
             head.weight.mul_(_HEAD_SCALE)
             head.bias.copy_(initial.mean(0))
         self.head = head
         if self.condition_on_globals:
-            response = NetworkResponse(features.shape[-1], self._num_globals, group.num_params)
+            with torch.device("cpu"):
+                response = NetworkResponse(features.shape[-1], self._num_globals, group.num_params)
             self.response = response.to(dtype=features.dtype, device=features.device)
 
     def _encoded(self, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
@@ -80,7 +83,8 @@ class EncoderGuide(LocalGuide):
     def _features(self, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
         if batch is not None and batch.rows is not None:
             args, kwargs = self._batch_rows(batch, args, kwargs)
-        features = self.encoder(*args, **kwargs)
+        with as_outside():
+            features = widened(self.encoder(*args, **kwargs))
         self._check_features(features, batch.size if batch is not None else None)
         return features
 

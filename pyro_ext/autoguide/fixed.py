@@ -56,7 +56,7 @@ def _fixed(name: str, infer: dict[str, Any]) -> Tensor | None:
     message: Any = {
         "type": "sample",
         "name": name,
-        "fn": dist.Delta(torch.zeros(())),
+        "fn": dist.Delta(torch.zeros((), device="cpu")),
         "is_observed": False,
         "args": (),
         "kwargs": {},

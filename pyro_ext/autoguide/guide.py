@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_ext._cited import Cited
+from pyro_ext._precision import in_full_precision
 from pyro_ext._replay import computed_once
 from pyro_ext._sitewise import asked_sitewise
 from pyro_ext.autoguide.fixed import fixed_values
@@ -91,7 +92,8 @@ class PackedGuide(Cited, SummarizedGuide):
             loc, _ = group.packing.pack(values)
             loc = loc.reshape(math.prod(loc.shape[:-1]), group.packing.dim)
             initial = group.family.initial_params(loc, torch.full_like(loc, self.init_scale))
-            network = group.family.network(group.packing.dim)
+            with torch.device("cpu"):  # a seed then means the same on each device
+                network = group.family.network(group.packing.dim)
             if network is not None:
                 setattr(self, f"{group.name}_network", network.to(loc))
             self._create_source(group, initial, batch)
@@ -102,6 +104,7 @@ class PackedGuide(Cited, SummarizedGuide):
     def _latent(self, name: str, site: Any) -> Latent:
         return latent_of(name, site, owner=type(self).__name__)
 
+    @in_full_precision
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw all latents, or take those that ``poutine.condition`` or ``replay`` fixes.
 

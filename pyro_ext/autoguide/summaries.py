@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyro_ext._precision import in_full_precision
 from pyro_ext.autoguide.group import Group
 from pyro_ext.autoguide.module import GuideModule
 from pyro_ext.autoguide.plates import Batch
@@ -39,6 +40,7 @@ class SummarizedGuide(GuideModule):
         """Tell whether the groups after this one depend on its draw."""
         return False
 
+    @in_full_precision
     def log_prob(self, latents: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         r"""Return log q of given latents, constrained as the model has them.
 
@@ -70,6 +72,7 @@ class SummarizedGuide(GuideModule):
             total.append(log_q.flatten(-nesting).sum(-1) if nesting else log_q)
         return torch.stack(torch.broadcast_tensors(*total)).sum(0)
 
+    @in_full_precision
     def sample_posterior(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draw from the guide, all rows of the data plate at once, without gradients.
 
@@ -93,6 +96,7 @@ class SummarizedGuide(GuideModule):
             given_draws=True,
         )
 
+    @in_full_precision
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Return the marginal median of each latent, mapped through its support's bijection.
 
@@ -108,6 +112,7 @@ class SummarizedGuide(GuideModule):
             lambda group, posterior: group.family.quantile(posterior, 0.5), 0, args, kwargs
         )
 
+    @in_full_precision
     def quantiles(
         self, quantiles: Sequence[float], *args: Any, **kwargs: Any
     ) -> dict[str, Tensor]:

@@ -32,6 +32,6 @@ def read_rows(
             "for other data a new guide, or px.AutoAmortized(model, encoder)."
         )
     if sparse:
-        rows = torch.arange(len(table)) if batch.rows is None else batch.rows
+        rows = torch.arange(len(table), device=table.device) if batch.rows is None else batch.rows
         return embedding(rows.to(table.device), table, sparse=True)
     return table if batch.rows is None else table.index_select(0, batch.rows.to(table.device))

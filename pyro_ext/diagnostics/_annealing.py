@@ -116,7 +116,7 @@ def _resampled(density: Density, point: Point, log_w: Tensor) -> Point:
     """Return a point whose chains were drawn by their weights, systematically, in each element."""
     num = len(log_w)
     edges = log_w.softmax(0).cumsum(0).movedim(0, -1).contiguous()
-    places = torch.arange(num).to(edges) + torch.rand_like(edges[..., :1])
+    places = torch.arange(num, device=edges.device).to(edges) + torch.rand_like(edges[..., :1])
     chosen = torch.searchsorted(edges / edges[..., -1:], places / num).clamp(max=num - 1)
     index = chosen.movedim(-1, 0)
     return {

@@ -148,7 +148,7 @@ def local_weights(
     if layout.rows is not None:
         rows = min(layout.size, max(pairs // num, 1 if layout.has_globals else _MIN_ROWS))
     step = num if layout.has_globals else max(1, pairs // rows)
-    for chunk in torch.arange(layout.size).split(rows):
+    for chunk in torch.arange(layout.size, device="cpu").split(rows):
         parts = [
             _local_pass(target, layout, chunk, min(step, num - start))
             for start in range(0, num, step)
@@ -209,7 +209,7 @@ def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
     if layout.size < 2:
         return False
     plate = layout.names[layout.axis]
-    chunk = torch.arange(layout.size)[-min(_MIN_ROWS, layout.size // 2) :]
+    chunk = torch.arange(layout.size, device="cpu")[-min(_MIN_ROWS, layout.size // 2) :]
     drawn = Trace()
     for name, site in sample_sites(whole.guide_trace):
         node = dict(site)

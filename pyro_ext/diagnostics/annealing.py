@@ -224,7 +224,7 @@ def _run(
     at_once = pairs_per_pass(layout, chunk_size) // rows
     chains = min(num_chains, max(_MIN_CHAINS, at_once))
     pilot = min(_PILOT_CHAINS, max(_MIN_PILOT_CHAINS, at_once))
-    counts = [len(part) for part in torch.arange(num_chains).split(chains)]
+    counts = [len(part) for part in torch.arange(num_chains, device="cpu").split(chains)]
     if counts[-1] < _MIN_CHAINS:
         counts[-2:] = [counts[-2] + counts[-1]]
     exact = None
@@ -232,7 +232,7 @@ def _run(
         whole = Density(target.model, target.guide, target.args, target.kwargs, joint=not local)
         exact = _point(target, whole, drawn)
     forward, backward, rates = [], [], []
-    chunks = torch.arange(layout.size).split(rows)
+    chunks = torch.arange(layout.size, device="cpu").split(rows)
     with progress(len(chunks) * len(counts), what) as bar:
         for chunk in chunks:
             with only_rows(target, layout, chunk) as (args, kwargs):

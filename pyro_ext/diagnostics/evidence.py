@@ -194,7 +194,7 @@ def _local(
     num = num_particles * num_repeats
     parts: list[tuple[dict[str, Elements], dict[int, Elements]]] = []
     shapes: list[Tensor] = []
-    draws = torch.zeros(num, dtype=torch.float64)
+    draws = torch.zeros(num, dtype=torch.float64, device="cpu")
     with progress(num * layout.size, "evidence") as bar:
         for log_w in local_weights(target, layout, num, chunk_size):
             shape, smoothed = smooth(log_w)

@@ -223,7 +223,7 @@ def _integrate(
     target: Target, layout: Layout, num: int, num_inner: int, chunk_size: int | None
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     step = max(2, pairs_per_pass(layout, chunk_size) // (layout.size * num_inner))
-    counts = [len(part) for part in torch.arange(num).split(step)]
+    counts = [len(part) for part in torch.arange(num, device="cpu").split(step)]
     if len(counts) > 1 and counts[-1] < 2:
         counts[-2:] = [counts[-2] + counts[-1]]
     parts: dict[str, list[Tensor]] = {}
@@ -238,8 +238,7 @@ def _integrate(
                 num_outer=count,
                 **target.kwargs,
             )
-            shared, total = torch.zeros(count), torch.zeros(count)
-            log_q = torch.zeros(count)
+            shared = total = log_q = torch.zeros(count, device="cpu")
             for term in weights.terms:
                 if not term.plates:
                     shared, log_q = (

@@ -133,7 +133,7 @@ def rates(
             rows = min(rows, max(_MIN_ROWS, pairs_per_pass(layout, chunk_size) // num_samples))
         parts: list[_Part] = []
         with progress(layout.size, "rates") as bar:
-            for chunk in torch.arange(layout.size).split(rows):
+            for chunk in torch.arange(layout.size, device="cpu").split(rows):
                 with only_rows(target, layout, chunk) as (cut, cut_kwargs):
                     part = Target(target.model, target.guide, cut, cut_kwargs)
                     parts.append(_measure(part, num_samples))

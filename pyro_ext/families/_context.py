@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_ext.families._fixed import fixed_normal
+
 __all__ = ["check_context", "initial_context", "join_context", "zero_last"]
 
 
@@ -22,9 +24,7 @@ def initial_context(size: int, loc: Tensor) -> Tensor:
 
     It is not zero, for then the weights that read it would have no gradient.
     """
-    generator = torch.Generator().manual_seed(0)
-    context = torch.randn(size, generator=generator, dtype=torch.float64)
-    return context.to(loc).expand(*loc.shape[:-1], size)
+    return fixed_normal(size).to(loc).expand(*loc.shape[:-1], size)
 
 
 def join_context(rows: Tensor, context: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Size, Tensor
 from torch.nn.functional import normalize
 
+from pyro_ext.families._fixed import fixed_normal
 from pyro_ext.families.affine_family import AffineFamily
 from pyro_ext.families.family import inverse_positive, positive
 from pyro_ext.families.linear_map import LinearMap
@@ -126,11 +127,10 @@ class Householder(AffineFamily):
         """
         scale = scale.expand_as(loc)
         count, dim = self.num_reflections, loc.shape[-1]
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+        drawn = fixed_normal(count, dim)
         paired = drawn[: count // 2].repeat_interleave(2, 0)
         if count % 2:
-            paired = torch.cat([torch.eye(1, dim, dtype=torch.float64), paired])
+            paired = torch.cat([torch.eye(1, dim, dtype=drawn.dtype, device=drawn.device), paired])
         # The s of turned axes soon differ, where those of the coordinates may stay equal for long.
         round_ = (scale == scale[..., :1]).all(-1)[..., None, None]
         vectors = torch.where(round_, drawn.to(loc), paired.to(loc))

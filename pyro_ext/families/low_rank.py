@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_ext.families._fixed import fixed_normal
 from pyro_ext.families.diagonal import normal_quantile
 from pyro_ext.families.family import Family, inverse_positive, positive
 
@@ -72,8 +73,7 @@ class LowRank(Family):
             loc: Mean, shape ``(*batch, dim)``.
             scale: Standard deviations, shape ``(*batch, dim)``.
         """
-        generator = torch.Generator().manual_seed(0)
-        factor = torch.randn(loc.shape[-1], self.rank, generator=generator, dtype=torch.float64)
+        factor = fixed_normal(loc.shape[-1], self.rank)
         factor = (_INITIAL_SCALE * factor / self.rank**0.5).to(loc)
         spread = (1 + factor.square().sum(-1)).sqrt()
         raw = inverse_positive(scale.expand_as(loc) / spread)

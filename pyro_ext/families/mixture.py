@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_ext._strata import Stratified
+from pyro_ext.families._fixed import fixed_normal
 from pyro_ext.families.affine_normal import AffineNormal
 from pyro_ext.families.family import Family
 
@@ -206,8 +207,7 @@ class Mixture(Family):
             scale: Standard deviations, shape ``(*batch, dim)``.
         """
         count = self.num_components
-        generator = torch.Generator().manual_seed(0)
-        place = torch.randn(count, loc.shape[-1], generator=generator, dtype=torch.float64)
+        place = fixed_normal(count, loc.shape[-1])
         place = place - place.mean(0)
         spread = _SPREAD if count > 1 else 0.0
         place = (spread * place / place.square().mean(0).sqrt().clamp(min=1e-12)).to(loc)

@@ -46,7 +46,7 @@ def score_surrogate(
                 scale = 1 / num_outer
         parts.append(scale * (signal * term.log_q_score).sum())
     if not parts:
-        return torch.zeros(())
+        return log_weights.terms[0].log_w.new_zeros(())
     surrogate = torch.stack(parts).sum()
     return surrogate - surrogate.detach()
 

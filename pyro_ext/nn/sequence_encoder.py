@@ -52,7 +52,7 @@ class SequenceEncoder(nn.Module):
             lengths: Number of steps of each, shape ``(batch,)``; all if None.
         """
         if lengths is None:
-            lengths = torch.full((len(x),), x.shape[1])
+            lengths = torch.full((len(x),), x.shape[1], device=x.device)
         if bool((lengths < 1).any()) or bool((lengths > x.shape[1]).any()):
             raise ValueError(
                 f"SequenceEncoder: expected lengths from 1 to {x.shape[1]}; got "

@@ -261,7 +261,9 @@ class Adversarial(BoundLoss):
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             example = scene.critic_inputs(2)[0]
         dim = example.shape[-1]
-        critic = self._make_critic(dim).to(example)
+        with torch.device("cpu"):  # a seed then means the same on each device
+            critic = self._make_critic(dim)
+        critic = critic.to(example)
         trainer = CriticTrainer(
             critic, Objective(self.bound), self._critic_optim, self.regularizer
         )

@@ -133,7 +133,7 @@ class Elements:
         for name, site in sample_sites(trace):
             fn, value = site["fn"], site["value"]
             event_dim = fn.event_dim
-            total = self._total(site["scale"] * site_log_prob(site), num)
+            total = self._total(site["scale"] * site_log_prob(site), value, num)
             if site["is_observed"] or site["infer"].get("was_observed"):
                 log_likelihood.append(total)
                 if self._axes and not isinstance(fn, dist.Unit):
@@ -147,7 +147,7 @@ class Elements:
             transform = biject_to(fn.support)
             unconstrained = transform.inv(value)
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
-            log_prior.append(total + self._total(site["scale"] * log_det, num))
+            log_prior.append(total + self._total(site["scale"] * log_det, value, num))
             gained = unconstrained.dim() - value.dim()
             vectors.append(self._vectors(unconstrained, event_dim + gained, num))
             scales[name] = site["scale"]
@@ -170,9 +170,9 @@ class Elements:
             _subsamples(trace),
         )
 
-    def _total(self, log_prob: Any, num: int) -> Tensor:
+    def _total(self, log_prob: Any, value: Tensor, num: int) -> Tensor:
         """Sum over everything but the draws."""
-        log_prob = torch.as_tensor(log_prob)
+        log_prob = torch.as_tensor(log_prob, device=value.device)
         drawn = num > 1 and log_prob.dim() > self._structure.nesting
         return log_prob.reshape(num, -1).sum(-1) if drawn else log_prob.sum().expand(num)
 

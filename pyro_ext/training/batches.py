@@ -16,6 +16,7 @@ from pyro_ext._checks import Pair
 from pyro_ext._run import traces
 from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import plate_frames, sample_sites
+from pyro_ext.training.ranks import Ranks
 
 __all__ = ["Batches", "FullBatch", "RowBatches", "Step", "batches_of", "count_rows"]
 
@@ -28,11 +29,13 @@ class Step:
         args: Arguments of model and guide.
         rows: Rows of the mini-batch, or None.
         minibatch: From rows to the handler that makes model and guide see them, or None.
+        share: Share of these rows in the batch of all processes.
     """
 
     args: tuple[Any, ...]
     rows: Tensor | None = None
     minibatch: Callable[[Tensor], MiniBatch] | None = None
+    share: float = 1.0
 
     @property
     def context(self) -> AbstractContextManager[Any]:
@@ -95,12 +98,12 @@ class FullBatch(Batches):
     """The same arguments at every step.
 
     Args:
-        args: Arguments of model and guide.
+        step: The step.
     """
 
-    def __init__(self, args: tuple[Any, ...]) -> None:
+    def __init__(self, step: Step) -> None:
         super().__init__()
-        self._step = Step(args)
+        self._step = step
 
     def __next__(self) -> Step:
         """Return the step."""
@@ -119,12 +122,15 @@ class FullBatch(Batches):
 class RowBatches(Batches):
     """Shuffled mini-batches, whose order has a random generator of its own.
 
+    Several processes have the same order, and take a part of each batch.
+
     Args:
         model: The model.
         data: Its arguments, with all rows.
-        batch_size: Number of rows of a mini-batch.
+        batch_size: Number of rows of a mini-batch, of all processes together; None for all rows.
         plate: Name of the data plate, or None to find it.
         seed: Seed of the order.
+        ranks: The processes.
 
     Raises:
         ValueError: If the data plate cannot be told, or the batch size does not fit it.
@@ -134,13 +140,21 @@ class RowBatches(Batches):
         self,
         model: Callable[..., Any],
         data: tuple[Any, ...],
-        batch_size: int,
+        batch_size: int | None,
         plate: str | None,
         seed: int,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
         name, size, subsample_size, self._device = _data_plate(model, data, plate)
-        self._sliced = subsample_size == size
+        batch_size = size if batch_size is None else batch_size
+        self._sliced, self._ranks = subsample_size == size, ranks
+        if ranks.size > 1 and not self._sliced:
+            raise ValueError(
+                f"fit: expected a model written for the rows that it is called with, of which "
+                f"each process has its own; got plate '{name}' with a subsample_size of its own. "
+                f"Write: pyro.plate('{name}', len(x))."
+            )
         if not 1 <= batch_size <= size or not (self._sliced or subsample_size == batch_size):
             whole = self._sliced
             expected = f"between 1 and {size}" if whole else f"{subsample_size}, the model's own"
@@ -150,18 +164,31 @@ class RowBatches(Batches):
             )
         self._data, self._size, self._batch_size = data, size, batch_size
         self._minibatch = partial(MiniBatch, name, size, sliced=self._sliced)
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(device="cpu").manual_seed(seed)
 
     def _begin(self) -> Iterator[Step]:
-        order = torch.randperm(self._size, generator=self._generator).to(self._device)
-        parts = order.split(self._batch_size)
+        order = torch.randperm(self._size, generator=self._generator, device="cpu")
+        parts = order.to(self._device).split(self._batch_size)
         if not self._sliced:
             parts = tuple(rows for rows in parts if len(rows) == self._batch_size)
-        return map(self._step_of, parts)
+        return map(self.step_of, parts)
 
-    def _step_of(self, rows: Tensor) -> Step:
-        args = rows_of(self._data, rows, self._size) if self._sliced else self._data
-        return Step(args, rows, self._minibatch)
+    def step_of(self, rows: Tensor) -> Step:
+        """Return the step of this process for the rows of all.
+
+        Args:
+            rows: The rows.
+        """
+        mine = rows.tensor_split(self._ranks.size)[self._ranks.rank]
+        share = len(mine) / len(rows)
+        mine = rows[:1] if share == 0 else mine  # there are fewer rows than processes
+        args = rows_of(self._data, mine, self._size) if self._sliced else self._data
+        return Step(args, mine, self._minibatch, share)
+
+    @property
+    def every_row(self) -> Tensor:
+        """All rows in order."""
+        return torch.arange(self._size, device=self._device)
 
     def _random_state(self) -> dict[str, Tensor]:
         return {"order": self._generator.get_state()}
@@ -176,6 +203,7 @@ def batches_of(
     batch_size: int | None,
     plate: str | None,
     seed: int,
+    ranks: Ranks,
 ) -> Batches:
     """Return the full batch, or shuffled mini-batches.
 
@@ -185,13 +213,17 @@ def batches_of(
         batch_size: Number of rows of a mini-batch; None for the full batch.
         plate: Name of the data plate, or None to find it.
         seed: Seed of the order.
+        ranks: The processes.
 
     Raises:
         ValueError: If the data plate cannot be told, or the batch size does not fit it.
     """
-    if batch_size is None:
-        return FullBatch(data)
-    return RowBatches(model, data, batch_size, plate, seed)
+    if batch_size is not None:
+        return RowBatches(model, data, batch_size, plate, seed, ranks)
+    if ranks.size > 1 and _fitting(_frames(_trace(model, data)), data):
+        rows = RowBatches(model, data, None, plate, seed, ranks)
+        return FullBatch(rows.step_of(rows.every_row))
+    return FullBatch(Step(data, share=1 / ranks.size))
 
 
 def count_rows(pair: Pair, plate: str | None) -> int:
@@ -209,6 +241,11 @@ def count_rows(pair: Pair, plate: str | None) -> int:
     return next(iter(sizes.values())) if len(sizes) == 1 else 1
 
 
+def _trace(model: Callable[..., Any], data: tuple[Any, ...]) -> Trace:
+    with torch.no_grad(), poutine.block():
+        return poutine.trace(model).get_trace(*data)
+
+
 def _frames(trace: Trace) -> dict[str, Any]:
     return {f.name: f for _, site in sample_sites(trace) for f in plate_frames(site)}
 
@@ -224,9 +261,7 @@ def _fitting(frames: dict[str, Any], data: tuple[Any, ...]) -> dict[str, int]:
 def _data_plate(
     model: Callable[..., Any], data: tuple[Any, ...], plate: str | None
 ) -> tuple[str, int, int, torch.device]:
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*data)
-    frames = _frames(trace)
+    frames = _frames(_trace(model, data))
     fitting = list(_fitting(frames, data))
     if plate is None and len(fitting) == 1:
         plate = fitting[0]

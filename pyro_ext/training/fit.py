@@ -17,6 +17,7 @@ from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.holdout import Holdout, Plateau
+from pyro_ext.training.ranks import Ranks
 from pyro_ext.training.run import Run
 from pyro_ext.training.session import Session
 from pyro_ext.training.settings import Settings
@@ -121,7 +122,13 @@ def fit(
         >>> round(run.guide.median()["mu"].item(), 1)
         3.0
     """
+    ranks = Ranks()
     if optim == "auto" or family == "auto":
+        if ranks.size > 1:
+            raise ValueError(
+                f"fit: expected settings in {ranks.size} processes, which go in step; got "
+                "optim='auto'. Write: one process, or optim=partial(torch.optim.Adam, lr=0.01)."
+            )
         given = None if optim == "auto" else optim
         options: dict[str, Any] = {"loss": loss, "optim": given, "schedule": schedule}
         options |= {"holdout": holdout, "plateau": plateau, "checkpoints": checkpoints}
@@ -152,6 +159,7 @@ def fit(
         checkpoints = Checkpoints(checkpoints)
     if seed is None and checkpoints is not None:
         seed = checkpoints.seed
+    seed = int(torch.randint(2**31, ())) if seed is None else seed
     settings = Settings(
         model,
         guide,
@@ -172,8 +180,9 @@ def fit(
         plateau,
         checkpoints,
         tuple(callbacks),
-        int(torch.randint(2**31, ())) if seed is None else seed,
+        ranks.gather(seed)[0],
         progress,
+        ranks,
     )
     session = Session(settings)
     session.train()

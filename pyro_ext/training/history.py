@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_ext.losses import ELBO, Annealed
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step
+from pyro_ext.training.ranks import Ranks
 
 __all__ = ["RECORD_EVERY", "History"]
 
@@ -23,6 +24,7 @@ class History:
         loss: The loss that is minimized.
         num_data: Number of data.
         unchanged: Makes a context that leaves random states and buffers as they are.
+        ranks: The processes that share the batch.
     """
 
     def __init__(
@@ -30,9 +32,10 @@ class History:
         loss: BoundLoss,
         num_data: int,
         unchanged: Callable[[], AbstractContextManager[None]],
+        ranks: Ranks,
     ) -> None:
         self.num_data = num_data
-        self._loss, self._unchanged = loss, unchanged
+        self._loss, self._unchanged, self._ranks = loss, unchanged, ranks
         self.losses: list[Tensor] = []
         self.elbos: list[float] = []
         self.elbo_steps: list[int] = []
@@ -66,7 +69,8 @@ class History:
         loss = self._loss
         plain = loss.elbo if isinstance(loss, Annealed) else ELBO()
         with self._unchanged(), step.context:
-            self.elbos.append(-plain.loss(model, guide, *step.args))
+            value = plain.loss(model, guide, *step.args)
+        self.elbos.append(-self._ranks.mean(value, step.share))
 
     def after(self, number: int, value: Tensor) -> None:
         """Record the loss of a step.

@@ -73,10 +73,7 @@ class Blowups:
         Raises:
             ValueError: If that was asked for, or it happens again and again.
         """
-        with step.context:
-            error = explain_nonfinite(
-                number, taken.loss.item(), self._pair, self._loss, step, self._named
-            )
+        error = self._explain(number, taken, step)
         if self._way == "raise":
             raise error
         self.steps.append(number)
@@ -104,6 +101,17 @@ class Blowups:
         if not self.steps:
             return stopped
         return f"{stopped}; {len(self.steps)} steps were left out as not finite"
+
+    def _explain(self, number: int, taken: Taken, step: Step) -> ValueError:
+        if taken.elsewhere is not None:
+            return ValueError(
+                f"fit: expected a finite loss and gradient; got others at step {number} in "
+                f"process {taken.elsewhere}, whose own message says where."
+            )
+        with step.context:
+            return explain_nonfinite(
+                number, taken.loss.item(), self._pair, self._loss, step, self._named
+            )
 
     def _keep(self, optimizers: Optimizers | None) -> None:
         tensors = list(self._named.values())

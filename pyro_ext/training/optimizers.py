@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_ext.training.compiled.optimizer import AllParameters
+from pyro_ext.training.compiled.optimizer import AllParameters, Average
 
 __all__ = ["Optimizers", "values"]
 
@@ -28,6 +28,7 @@ class Optimizers:
         params: The parameters, with their first gradients.
         clip_norm: Largest norm of the gradient of all parameters together, or None.
         sparse: Which parameters have sparse gradients; by default, those whose first one is.
+        average: What makes the gradient of all processes of that of one; None for one alone.
 
     Raises:
         ValueError: If a gradient is sparse and the optimizer has no form by rows.
@@ -41,6 +42,7 @@ class Optimizers:
         *,
         clip_norm: float | None = None,
         sparse: Sequence[int] | None = None,
+        average: Average | None = None,
     ) -> None:
         self._params, self._clip_norm = params, clip_norm
         self.for_graph: AllParameters | None = None
@@ -54,7 +56,7 @@ class Optimizers:
                 moved = {id(params[index]) for index in sparse}
                 self.optimizers.append(_move_rows(self.optimizers[0], moved))
         else:
-            self.for_graph = AllParameters(optim, clip_norm)
+            self.for_graph = AllParameters(optim, clip_norm, average)
             self.for_graph.include(params)
             self.optimizers = [o for o in (self.for_graph.torch,) if o is not None]
         self.schedulers = [] if schedule is None else [schedule(o) for o in self.optimizers]

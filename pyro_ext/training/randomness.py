@@ -21,7 +21,7 @@ def get_random(devices: Sequence[int]) -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "cuda": [torch.cuda.get_rng_state(device) for device in devices],
         "python": random.getstate(),
-        "numpy": (name, torch.tensor(np.asarray(keys, dtype=np.int64)), *rest),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *rest),
     }
 
 

@@ -35,6 +35,7 @@ from pyro_ext.training.store import OwnedEntries
 __all__ = ["Session"]
 
 _ORDER = 2**32  # between the seed of a run and that of its order of rows
+_RANK = 2**33  # between the seeds of the noise of two processes
 
 
 class Session:
@@ -57,7 +58,13 @@ class Session:
         model, guide, args = settings.model, settings.guide, settings.args
         self._store = OwnedEntries(model, guide)
         self._chunks = Chunks(settings.loss, settings.chunk)
-        loss = self._chunks.loss
+        loss, ranks = self._chunks.loss, settings.ranks
+        self._ranks, self._fresh = ranks, True
+        if ranks.size > 1 and not loss.needs_density:
+            raise ValueError(
+                f"fit: expected a loss without a critic in {ranks.size} processes, each of which "
+                f"would train one of its own; got {loss!r}. Write: one process."
+            )
         with self._isolated(), self._store.entered():
             torch.manual_seed(settings.seed)
             if isinstance(loss, Annealed):
@@ -71,9 +78,11 @@ class Session:
             plate = settings.plate or getattr(guide, "plate", None)
             changing = buffers((model, guide, loss))
             num_data = count_rows(pair, plate)
-            self.history = History(loss, num_data, partial(unchanged, changing, trained[0].device))
+            self._changing, ranks.trained = changing, trained
+            still = partial(unchanged, changing, trained[0].device)
+            self.history = History(loss, num_data, still, ranks)
             order = settings.seed + _ORDER
-            self.batches = batches_of(model, args, settings.batch_size, plate, order)
+            self.batches = batches_of(model, args, settings.batch_size, plate, order, ranks)
             optim = settings.optim
             if isinstance(optim, Mapping):
                 optim = optimizer_by_side(optim, pair)
@@ -83,6 +92,7 @@ class Session:
                 settings.schedule,
                 trained,
                 clip_norm=settings.clip_norm,
+                average=ranks.average if ranks.size > 1 else None,
             )
             graphs = Graphs(
                 (model, guide, loss),
@@ -91,12 +101,13 @@ class Session:
                 deterministic=settings.deterministic,
                 say=self._say,
             )
-            self.stepper = Stepper(model, guide, loss, trained, make, graphs)
+            self.stepper = Stepper(model, guide, loss, trained, make, graphs, ranks)
             every = (*trained, *self.params.held)
             self._named = named_tensors(model, guide, loss, every)
             self._blowups = Blowups(settings.nonfinite, pair, loss, self._named)
             if changing:
-                self._rehearse(partial(unchanged, changing, trained[0].device))
+                self._rehearse(still)
+            self._start_together()
             if settings.checkpoints is not None:
                 self._take_up(settings.checkpoints)
 
@@ -113,28 +124,30 @@ class Session:
             initial=self.number,
             desc="fit",
             leave=False,
-            disable=None if self.settings.progress else True,
+            disable=None if self.settings.progress and self._ranks.rank == 0 else True,
         )
         still = held(self.params.held)
         signals = Signals(wanted=checkpoints is not None)
         with signals, self._isolated(), self._store.entered(), still, bar:
             self._bar = bar
-            if checkpoints is not None and not checkpoints.files:
-                checkpoints.save(self.number, self._state())
+            if self._fresh:
+                self._save()
             while self.stopped is None and self.number < self.num_steps:
                 self._step(next(self.batches))
                 self.seconds = time.perf_counter() - start
                 bar.update()
-                due = checkpoints is not None and self.number % checkpoints.every == 0
-                if checkpoints is not None and (due or signals.received):
-                    checkpoints.save(self.number, self._state())
-                    saved = self.number
-                if signals.received:
-                    break
+                if checkpoints is not None:
+                    end = self._ranks.largest(signals.received)[0]
+                    if self.number % checkpoints.every == 0 or end:
+                        self._save()
+                        saved = self.number
+                    if end:
+                        signals.received = end
+                        break
             if self.stopped is None and not signals.received:
                 self.stopped = f"num_steps={self.num_steps} reached"
-            if checkpoints is not None and saved != self.number:
-                checkpoints.save(self.number, self._state())
+            if saved != self.number:
+                self._save()
 
     def resume(self, num_steps: int) -> None:
         """Take further steps.
@@ -187,9 +200,18 @@ class Session:
             )
         if plateau is not None:
             self.stopped = plateau.reached(self.history, settings.loss, self._blowups.steps)
-        for callback in settings.callbacks:
-            told = callback(Progress(number, self.num_steps, self.history))
-            self.stopped = self.stopped or told
+        self._call_back(Progress(number, self.num_steps, self.history))
+        if self._changing:
+            self._ranks.broadcast(self._changing)
+
+    def _call_back(self, progress: Progress) -> None:
+        """Call the callbacks, in the process that shows and writes what comes of the fit."""
+        if not (callbacks := self.settings.callbacks):
+            return
+        told = [callback(progress) for callback in callbacks if self._ranks.rank == 0]
+        first = next(filter(None, told), None)
+        if self._ranks.largest(first is not None)[0]:
+            self.stopped = self.stopped or self._ranks.gather(first)[0]
 
     def _take(self, step: Step) -> Taken:
         """Take a step, with fewer particles at once if there is not the memory for all."""
@@ -200,6 +222,15 @@ class Session:
             return self.stepper.take(step, self.number, self.num_steps - self.number)
 
         return self._chunks.run(act, self.settings.devices, self.stepper.change_loss)
+
+    def _save(self) -> None:
+        """Save once for all processes."""
+        checkpoints, self._fresh = self.settings.checkpoints, False
+        if checkpoints is None:
+            return
+        state = self._state()
+        if self._ranks.rank == 0:
+            checkpoints.save(self.number, state)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -214,7 +245,7 @@ class Session:
             "history": self.history.state(),
             "blowups": self._blowups.steps,
             "chunk": self._chunks.size,
-            "random": get_random(self.settings.devices),
+            "random": self._ranks.gather(get_random(self.settings.devices)),
         }
 
     def _asked(self) -> dict[str, Any]:
@@ -233,9 +264,14 @@ class Session:
 
     def _take_up(self, checkpoints: Checkpoints) -> None:
         found = checkpoints.last()
+        self._ranks.check_same(
+            "the last checkpoint",
+            None if found is None else found[0].name,
+            "Write: a folder that all of them see.",
+        )
         if found is None:
             return
-        path, state = found
+        (path, state), self._fresh = found, False
         check_asked(state["asked"], self._asked(), f"fit: {path}")
         load_tensors(self._named, state["tensors"], f"fit: {path}")
         self.number, self.seconds, self.stopped = (
@@ -255,7 +291,25 @@ class Session:
         if self.number < self.num_steps:
             self.history.go_on()
         self._blowups.steps = list(state["blowups"])
-        set_random(state["random"], self.settings.devices)
+        rank, states = self._ranks.rank, state["random"]
+        if rank < len(states):
+            set_random(states[rank], self.settings.devices)
+        else:  # there are more processes than before
+            torch.manual_seed(self.settings.seed + rank * _RANK + self.number)
+
+    def _start_together(self) -> None:
+        """Let all processes have the same data and first parameters, and noise of their own."""
+        ranks = self._ranks
+        if ranks.size == 1:
+            return
+        ranks.check_same(
+            "the data",
+            digest(self.settings.args),
+            "Write: px.fit(model, guide, loss, x) with all rows; each process takes its part.",
+        )
+        ranks.broadcast(list(self._named.values()))
+        if ranks.rank > 0:
+            torch.manual_seed(self.settings.seed + ranks.rank * _RANK)
 
     def _rehearse(self, unchanged: Callable[[], AbstractContextManager[None]]) -> None:
         """Let the plates be found now, which runs the modules, so that no buffer counts it."""

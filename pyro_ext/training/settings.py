@@ -13,6 +13,7 @@ from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.holdout import Holdout, Plateau
+from pyro_ext.training.ranks import Ranks
 
 __all__ = ["Settings"]
 
@@ -42,6 +43,7 @@ class Settings:
     callbacks: Sequence[Callback]
     seed: int
     progress: bool
+    ranks: Ranks
 
     @property
     def devices(self) -> list[int]:

@@ -21,7 +21,7 @@ class Signals:
     def __init__(self, *, wanted: bool) -> None:
         self._wanted = wanted and threading.current_thread() is threading.main_thread()
         self._before: dict[signal.Signals, Any] = {}
-        self.received: int | None = None
+        self.received = 0
 
     def __enter__(self) -> "Signals":
         if self._wanted:
@@ -36,7 +36,7 @@ class Signals:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.received is not None:
+        if self.received:
             os.kill(os.getpid(), self.received)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

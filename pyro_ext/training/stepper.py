@@ -13,6 +13,7 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.optimizers import Optimizers, values
+from pyro_ext.training.ranks import Ranks
 
 __all__ = ["Stepper", "Taken"]
 
@@ -24,10 +25,12 @@ class Taken:
     Args:
         loss: Its loss.
         applied: Whether loss and gradient were finite; if not, nothing was changed.
+        elsewhere: Another process where they were not, if they were here.
     """
 
     loss: Tensor
     applied: bool
+    elsewhere: int | None = None
 
 
 class Stepper:
@@ -40,6 +43,7 @@ class Stepper:
         params: The trained parameters.
         make_optimizers: Makes the optimizers, once there are gradients.
         graphs: The graph of the step.
+        ranks: The processes.
     """
 
     def __init__(
@@ -50,10 +54,11 @@ class Stepper:
         params: list[Tensor],
         make_optimizers: Callable[..., Optimizers],
         graphs: Graphs,
+        ranks: Ranks,
     ) -> None:
         self._model, self._guide, self._loss = model, guide, loss
         self._params, self._make_optimizers = params, make_optimizers
-        self.graphs = graphs
+        self.graphs, self._ranks = graphs, ranks
         self.optimizers: Optimizers | None = None
         self._checked = False
 
@@ -69,6 +74,8 @@ class Stepper:
             ValueError: If the loss has no gradient.
         """
         graphs, optimizers = self.graphs, self.optimizers
+        self._ranks.share = step.share
+        torch.clear_autocast_cache()  # of the weights as they were before the last step
         graphs.prepare(step, optimizers, number, left)
         tensors = graphs.tensors(step)
         if tensors is None or graphs.built is None or optimizers is None:
@@ -77,7 +84,7 @@ class Stepper:
         before = int(graphs.skipped)
         value = graphs.built.take(tensors)
         optimizers.step_schedules()
-        return Taken(value, int(graphs.skipped) == before)
+        return Taken(value, int(graphs.skipped) == before, self._ranks.elsewhere)
 
     def change_loss(self, loss: BoundLoss) -> None:
         """Go on with another loss of the same value.
@@ -111,19 +118,30 @@ class Stepper:
         with pyro.validation_enabled(validate), step.context:
             value = self._loss.differentiable_loss(self._model, self._guide, *step.args)
             finite = math.isfinite(value.item())
-            if finite:
+            if finite or self._ranks.size > 1:  # the others wait for a gradient
                 if not value.requires_grad:
                     raise ValueError(
                         "fit: expected a loss with a gradient for what is trained; "
                         f"{self._loss!r} gives the model no gradient. Write: train='guide'."
                     )
                 value.backward()
-        if finite and self.optimizers is None:  # only a gradient tells whether it is sparse
+        loss, finite = self._averaged(value, finite=finite)
+        # Only a gradient tells whether it is sparse.
+        if self.optimizers is None and math.isfinite(loss.item()):
             self.optimizers = self._make_optimizers()
-        finite = finite and all(_finite(param.grad) for param in self._params)
         if finite and self.optimizers is not None:
             self.optimizers.step()
-        return Taken(value.detach(), finite)
+        return Taken(loss, finite, self._ranks.elsewhere)
+
+    def _averaged(self, value: Tensor, *, finite: bool) -> tuple[Tensor, bool]:
+        """Let the parameters have the gradient of all processes; return its loss."""
+        grads = [param.grad for param in self._params]
+        finite = finite and all(map(_finite, grads))
+        loss, averaged, finite = self._ranks.average(value, self._params, grads, finite=finite)
+        if self._ranks.size > 1:
+            for param, grad in zip(self._params, averaged, strict=True):
+                param.grad = grad
+        return loss, finite
 
 
 def _finite(grad: Tensor | None) -> bool:

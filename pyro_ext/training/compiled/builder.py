@@ -9,6 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_ext._precision import active_autocast
 from pyro_ext.losses import Annealed
 from pyro_ext.training.compiled.annealing import Weight
 from pyro_ext.training.compiled.denormals import Flushed
@@ -112,6 +113,11 @@ def build(
         raise Unsuitable(
             "its particles come in chunks to save memory, which a graph would not. Write the loss "
             "without in_chunks, or compile=False"
+        )
+    if active_autocast():
+        raise Unsuitable(
+            "torch.autocast is active around it. Write it around the networks, inside the model "
+            "and the encoder"
         )
     weight = Weight(loss, params[0]) if isinstance(loss, Annealed) else None
     used: Any = loss if weight is None else weight.loss

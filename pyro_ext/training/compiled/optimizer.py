@@ -10,9 +10,12 @@ from torch import Tensor
 
 from pyro_ext.training.compiled.clipped_adam import ClippedAdam
 
-__all__ = ["CLIP_NORM", "CLIP_VALUE", "AllParameters", "Factory", "clip"]
+__all__ = ["CLIP_NORM", "CLIP_VALUE", "AllParameters", "Average", "Factory", "clip"]
 
 Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
+
+Average = Callable[..., tuple[Tensor, list[Tensor | None], bool]]
+"""From loss, gradient and whether they are finite of one process to all, as ``Ranks.average``."""
 
 CLIP_NORM, CLIP_VALUE = "clip_grad_norm", "clip_grad_value"
 """Keys of a parameter group: Pyro's clipping of each parameter's own gradient."""
@@ -27,9 +30,16 @@ class AllParameters:
         spec: A function from a list of parameters to a torch optimizer, or one of
             ``pyro.optim``.
         clip_norm: Largest norm of the gradient of all parameters together, or None.
+        average: What makes the gradient of all processes of that of one, before each step; None
+            where there is one alone.
     """
 
-    def __init__(self, spec: PyroOptim | Factory, clip_norm: float | None) -> None:
+    def __init__(
+        self,
+        spec: PyroOptim | Factory,
+        clip_norm: float | None,
+        average: Average | None = None,
+    ) -> None:
         if not isinstance(spec, PyroOptim) and not callable(spec):
             raise TypeError(
                 "CompiledSVI: expected optim to be a function from a list of parameters to a "
@@ -40,7 +50,7 @@ class AllParameters:
             raise ValueError(
                 f"CompiledSVI: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0."
             )
-        self.spec, self.clip_norm = spec, clip_norm
+        self.spec, self.clip_norm, self.average = spec, clip_norm, average
         self.torch: torch.optim.Optimizer | None = None
         self.version = 0
         self._known: set[int] = set()

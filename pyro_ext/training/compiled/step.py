@@ -99,14 +99,22 @@ class StepGraph:
             tensors: The step's tensors.
         """
         if self.rule is None:
-            loss, *grads = self.call([*tensors, *self.fixed])
-            if all(bool(torch.isfinite(part).all()) for part in (loss, *grads)):
-                self._optimizer.step(self.recorded.params, grads)
-            else:
-                self._skipped += 1
-            return loss
+            return self._outside(*self.call([*tensors, *self.fixed]))
         self.decay()
         return self.call([*tensors, *self.fixed])[0]
+
+    def _outside(self, loss: Tensor, *grads: Tensor) -> Tensor:
+        """Let the optimizer take the step, and return the loss."""
+        params, average = self.recorded.params, self._optimizer.average
+        finite = all(bool(torch.isfinite(part).all()) for part in (loss, *grads))
+        given: list[Tensor | None] = list(grads)
+        if average is not None:
+            loss, given, finite = average(loss, params, given, finite=finite)
+        if finite:
+            self._optimizer.step(params, given)
+        else:
+            self._skipped += 1
+        return loss
 
     def many(self, tensors: Sequence[Tensor], count: int) -> list[Tensor]:
         """Take steps on the same tensors and return their losses.
@@ -162,7 +170,7 @@ def make_plan(recorded: Recorded, optimizer: AllParameters) -> Plan | None:
         optimizer: The optimizer.
     """
     rule = None if optimizer.torch is None else rule_of(optimizer.torch)
-    if rule is None:
+    if rule is None or optimizer.average is not None:
         return None
     place = {id(tensor): index for index, tensor in enumerate(recorded.held)}
     group_of = {

@@ -1,0 +1,94 @@
+"""Mixed precision is for networks: draws and densities are in single precision or better."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "active_autocast",
+    "as_outside",
+    "full_precision",
+    "in_full_precision",
+    "is_half",
+    "widened",
+]
+
+_KINDS = ("cpu", "cuda")
+_HALVES = (torch.bfloat16, torch.float16)
+_OUTSIDE: ContextVar[tuple[tuple[str, torch.dtype], ...]] = ContextVar(
+    "pyro_ext_outside", default=()
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def active_autocast() -> tuple[tuple[str, torch.dtype], ...]:
+    """Return the kinds of device for which ``torch.autocast`` is on, and its dtype there."""
+    return tuple(
+        (kind, torch.get_autocast_dtype(kind))
+        for kind in _KINDS
+        if torch.is_autocast_enabled(kind)
+    )
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Within this context ``torch.autocast`` is off."""
+    if not (active := active_autocast()):
+        yield
+        return
+    token = _OUTSIDE.set(active)
+    try:
+        with ExitStack() as stack:
+            for kind, _ in active:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+    finally:
+        _OUTSIDE.reset(token)
+
+
+@contextmanager
+def as_outside() -> Iterator[None]:
+    """Within this context, for a network, ``torch.autocast`` is as the user has set it."""
+    with ExitStack() as stack:
+        for kind, dtype in _OUTSIDE.get():
+            stack.enter_context(torch.autocast(kind, dtype=dtype))
+        yield
+
+
+def in_full_precision(function: Function) -> Function:
+    """Return the function, which runs with ``torch.autocast`` off.
+
+    Args:
+        function: The function.
+    """
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with full_precision():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def is_half(value: Any) -> bool:
+    """Tell whether a value is a tensor in half precision.
+
+    Args:
+        value: Anything.
+    """
+    return isinstance(value, Tensor) and value.dtype in _HALVES
+
+
+def widened(value: Any) -> Any:
+    """Return a tensor in single precision if it is in half precision; anything else as it is.
+
+    Args:
+        value: Anything.
+    """
+    return value.float() if is_half(value) else value

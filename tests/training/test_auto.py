@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 import pyro_ext as px
 from pyro_ext.testing import LinearRegression
-from pyro_ext.training.auto import bent
+from pyro_ext.training.auto import ascend
 
 auto = partial(px.fit, optim="auto", family="auto", progress=False, seed=0)
 
@@ -137,7 +137,7 @@ def funnel():
     "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 )
 def test_a_funnel_is_not_trusted(seed, monkeypatch):
-    monkeypatch.setattr(bent, "_STEPS", (100,))
+    monkeypatch.setattr(ascend, "_STEPS", (100,))
     run = auto(funnel, seed=seed)
     assert run.verdict.grade == "not to be trusted"
     assert run.verdict.reasons

@@ -22,6 +22,7 @@ from pyro_ext.training.auto.run import AutoRun
 from pyro_ext.training.auto.settle import settled
 from pyro_ext.training.auto.start import MAX_DENSE, Candidate, paths, starting_points
 from pyro_ext.training.auto.verdict import LIMIT, Attempt
+from pyro_ext.training.auto.widen import widen
 
 __all__ = ["fit_auto", "ladder"]
 
@@ -29,7 +30,7 @@ _FRESH = 2048
 _SIGMAS = 3.0
 _RANK = 10
 _ROUNDS = 4
-_MOST = 3_000_000  # numbers in one set of fixed draws
+_MOST, _WIDE = 3_000_000, 1024  # numbers in one set of fixed draws, and draws above 300 dimensions
 
 
 def ladder(dim: int) -> tuple[Family, ...]:
@@ -148,7 +149,14 @@ class _Search:
             shape = family.base if isinstance(family, Flow) else family
             if best is not None and isinstance(family, Flow):
                 continue
-            q, text = self.climb(shape, candidates, None if best is None else best[1])
+            if isinstance(shape, LowRank):
+                own = max(candidates, key=lambda c: c.elbo).q if best is None else best[1]
+                q, text = (
+                    widen(self.density, own.independent(), shape.rank, self.seed),
+                    "fresh draws",
+                )
+            else:
+                q, text = self.climb(shape, candidates, None if best is None else best[1])
             self.note(repr(shape), self.bound(q), text)
             if best is None or self.gains(q, best[1]):
                 best = (shape, q, f"{shape} climbed to its top, {text}")
@@ -160,17 +168,15 @@ class _Search:
         self, family: Family, candidates: list[Candidate], smaller: Affine | None
     ) -> tuple[Affine, str]:
         dim, density = self.density.dim, self.density
-        extra = family.rank if isinstance(family, LowRank) else 0
         num = max(128, 4 * dim) if isinstance(family, FullCovariance) else 256
         num = 2 ** math.ceil(math.log2(num))
-        starts = [c.q for c in candidates] if smaller is None or not extra else []
-        starts += [] if smaller is None else [smaller]
-        starts = [_as(q, family) for q in starts]
+        starts = [*(c.q for c in candidates), *([] if smaller is None else [smaller])]
+        starts = [q.independent() if family == Diagonal() else q.full() for q in starts]
         noise = fixed_draws(num, dim, self.seed).to(density.dtype)
         q = max(starts, key=lambda q: elbo(density, q, noise))
         change = math.inf
         for round_ in range(_ROUNDS):
-            noise = fixed_draws(num, dim + extra, self.seed + round_).to(density.dtype)
+            noise = fixed_draws(num, dim, self.seed + round_).to(density.dtype)
             q, before = climb(density, q, noise), q
             if round_ > 0:
                 change = max(
@@ -179,7 +185,9 @@ class _Search:
                 )
                 if change < LIMIT / 3:
                     break
-            num *= 4 if num * 4 <= _MOST // dim else 1
+            if dim > MAX_DENSE and num == _WIDE:
+                break
+            num *= 4 if num * 4 <= max(_MOST // dim, _WIDE) else 1
         return q, f"last change {change:.3f} sd with {len(noise)} draws"
 
     def fresh(self) -> Tensor:
@@ -207,17 +215,3 @@ class _Search:
         self.mark = now
         self.bar.set_postfix_str(f"{name}, ELBO {bound:.2f}")
         self.bar.update()
-
-
-def _as(q: Affine, family: Family) -> Affine:
-    """Return the normal of a family that is nearest to q, or a start of it."""
-    if isinstance(family, Diagonal):
-        return q.independent()
-    if isinstance(family, LowRank):
-        own = q.independent()
-        generator = torch.Generator().manual_seed(0)
-        shape = (len(q.loc), family.rank)
-        # At exactly zero the gradient of the columns vanishes.
-        columns = 0.1 * torch.randn(shape, generator=generator, dtype=q.loc.dtype)
-        return Affine(own.loc, own.factor, columns / family.rank**0.5)
-    return q.full()

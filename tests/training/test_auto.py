@@ -1,5 +1,6 @@
 """Automatic fits: exact targets are hit, wrong answers are not called right."""
 
+import sys
 from functools import partial
 
 import pyro
@@ -12,6 +13,7 @@ import pyro_ext as px
 from pyro_ext.testing import LinearRegression
 from pyro_ext.training.auto import ascend
 
+fit_ = sys.modules["pyro_ext.training.fit"]  # the function has the module's name
 auto = partial(px.fit, optim="auto", family="auto", progress=False, seed=0)
 
 
@@ -218,6 +220,62 @@ def test_single_precision_models_get_single_precision_draws():
         torch.set_default_dtype(before)
 
 
+# ---------------------------------------------------------------------- px.fit(model, data=data)
+
+
+def test_a_bare_fit_is_an_automatic_one():
+    x, y = predictors()
+    bare = px.fit(regression, data=(x, y), seed=0, progress=False)
+    assert isinstance(bare, px.training.AutoRun)
+    assert torch.equal(bare.guide.params, auto(regression, data=(x, y)).guide.params)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_steps": 3}, {"family": px.Diagonal()}, {"train": "guide"}, {"compile": False}],
+)
+def test_a_fit_with_an_option_is_a_plain_one(options, monkeypatch):
+    monkeypatch.setattr(fit_, "_NUM_STEPS", 3)
+    run = px.fit(regression, data=predictors(), progress=False, **options)
+    assert not isinstance(run, px.training.AutoRun)
+
+
+def learned(x):
+    scale = pyro.param("scale", lambda: torch.rand(()), constraint=constraints.positive)
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, scale), obs=x)
+
+
+def pointwise(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.factor("f", -0.5 * (x - float(mu.detach())).square().sum() - mu.square().sum())
+
+
+def wide():
+    pyro.sample("z", dist.Normal(0.0, 1.0).expand([3001]).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "why"),
+    [
+        (learned, torch.ones(3), "the model has a parameter of its own, 'scale'"),
+        (pointwise, torch.ones(3), "the model does not broadcast"),
+        (wide, None, "there are 3001 latent dimensions, more than 3000"),
+    ],
+)
+def test_models_that_are_not_for_automatic_fits_are_fitted_plainly(model, data, why, monkeypatch):
+    monkeypatch.setattr(fit_, "_NUM_STEPS", 20)
+    pyro.clear_param_store()
+    options = {"data": data, "seed": 0, "progress": False}
+    with pytest.warns(UserWarning, match=f"without a verdict, because {why}"):
+        run = px.fit(model, **options)
+    assert run.num_steps == 20
+    pyro.clear_param_store()
+    asked = px.fit(model, num_steps=20, **options)
+    assert torch.equal(run.guide.params, asked.guide.params)
+
+
 # ---------------------------------------------------------------------- errors
 
 
@@ -225,6 +283,7 @@ def test_single_precision_models_get_single_precision_draws():
     ("options", "message"),
     [
         ({"loss": px.ELBO()}, "fit: expected no loss with optim='auto'"),
+        ({"num_steps": 10}, "fit: expected no num_steps with optim='auto', which does without"),
         ({"checkpoints": "runs"}, "fit: expected no checkpoints with optim='auto', which does wi"),
         ({"family": px.Flow()}, r"px.FullCovariance\(\) with optim='auto'; got Flow"),
         ({"guide": two_modes}, "a guide of pyro_ext with optim='auto' and mini-batches"),

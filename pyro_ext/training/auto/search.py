@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -48,7 +47,7 @@ def ladder(dim: int) -> tuple[Family, ...]:
 
 
 def fit_auto(
-    model: Callable[..., Any],
+    density: Density,
     args: tuple[Any, ...],
     family: Family | None = None,
     *,
@@ -58,8 +57,8 @@ def fit_auto(
     """Fit a posterior without settings, and say whether it can be used.
 
     Args:
-        model: A Pyro model with continuous latents.
-        args: Its arguments, with all rows.
+        density: The log density of a model.
+        args: The model's arguments, with all rows.
         family: The only family to fit; by default they are climbed from small to large.
         seed: Seed.
         progress: Whether to show a progress bar.
@@ -68,7 +67,7 @@ def fit_auto(
         Pathfinder: Parallel Quasi-Newton Variational Inference (Zhang et al., 2022) | https://arxiv.org/abs/2108.03782
         Robust, Accurate Stochastic Optimization for Variational Inference (Dhaka et al., 2020) | https://arxiv.org/abs/2009.00666
     """
-    search = _Search(model, args, seed=seed, progress=progress)
+    search = _Search(density, args, seed=seed, progress=progress)
     try:
         return search.run(family)
     finally:
@@ -77,11 +76,10 @@ def fit_auto(
 
 class _Search:
     def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], *, seed: int, progress: bool
+        self, density: Density, args: tuple[Any, ...], *, seed: int, progress: bool
     ) -> None:
-        self.model, self.args, self.seed = model, args, seed
+        self.density, self.args, self.seed = density, args, seed
         self.begin = time.perf_counter()
-        self.density = Density(model, args)
         self.generator = torch.Generator().manual_seed(seed)
         self.history: list[Attempt] = []
         self.mark = (0, 0, time.perf_counter())
@@ -108,7 +106,7 @@ class _Search:
         modes = other_modes(self.density, normal, candidates, self.seed + 200)
         self.note("other modes", self.bound(q), modes.text)
         return AutoRun(
-            model=self.model,
+            model=self.density.model,
             guide=settled(self.density, self.args, best, q),
             loss=ELBO(),
             args=self.args,

@@ -106,17 +106,22 @@ def test_the_smaller_family_is_kept_where_the_larger_gains_nothing():
     ],
 )
 def test_regressions_do_not_depend_on_the_scale_of_predictors(scale, shift):
-    """The marginal posterior of β is a Student-t about least squares, that of σ² inverse gamma."""
+    """The marginal posterior of β is a Student-t about least squares, that of σ² inverse gamma.
+
+    One predictor is multiplied by the scale and one divided by it, both are shifted by so many
+    sds, and the second has correlation 0.999 with a third.
+    """
     x, y = predictors()
     raw = x.clone()
     raw[:, 1] = scale * (x[:, 1] + shift)
-    raw[:, 2] = x[:, 2] + shift
+    raw[:, 2] = (x[:, 2] + shift) / scale
     run = auto(regression, data=(raw, y))
     assert run.verdict.grade != "not to be trusted"
     draws = run.sample(20_000)["beta"]
     back = draws.clone()
     back[:, 1] = scale * draws[:, 1]
-    back[:, 0] = draws[:, 0] + shift * back[:, 1] + shift * draws[:, 2]
+    back[:, 2] = draws[:, 2] / scale
+    back[:, 0] = draws[:, 0] + shift * back[:, 1] + shift * back[:, 2]
     ols = torch.linalg.lstsq(x, y).solution
     # σ² | y is inverse gamma with shape (n - p - 1) / 2, its prior in σ flat.
     degrees = len(y) - x.shape[1] - 1

@@ -9,18 +9,20 @@ from torch import Tensor
 from pyro_ext.training.auto.affine import Affine
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.lbfgs import maximize
-from pyro_ext.training.auto.start import MAX_DENSE
 
 __all__ = ["climb"]
 
 _MAX_ROUNDS = 20
 _STEPS = 30
 _TOLERANCE = 1e-7
-_WORTH = 1e-3
-"""Nats that are worth a step above 300 dimensions, where the draws themselves err by more."""
 
 
-def climb(density: Density, start: Affine, noise: Float[Tensor, " draws dim"]) -> Affine:
+def climb(
+    density: Density,
+    start: Affine,
+    noise: Float[Tensor, " draws dim"],
+    worth: float = 0.0,
+) -> Affine:
     r"""Return the normal whose ELBO on fixed draws is highest.
 
     .. math:: \frac1N \sum_i \log p(\mu + S \varepsilon_i) + \log\lvert\det S\rvert
@@ -32,6 +34,7 @@ def climb(density: Density, start: Affine, noise: Float[Tensor, " draws dim"]) -
         density: The target.
         start: Where to start; its kind of S is kept.
         noise: Draws ε, shape ``(draws, dim)``.
+        worth: Nats that are worth a step.
 
     References:
         Black Box Variational Inference with a Deterministic Objective (Giordano et al., 2024) | https://arxiv.org/abs/2304.05527
@@ -39,7 +42,6 @@ def climb(density: Density, start: Affine, noise: Float[Tensor, " draws dim"]) -
     """
     q = start
     shape = _Diagonal if q.diagonal else _Triangle
-    worth = _WORTH if density.dim > MAX_DENSE else 0.0
     for _ in range(_MAX_ROUNDS):
         at = shape(density, q, noise)
         x, _, steps = maximize(at.objective, at.start(), _STEPS, _TOLERANCE, worth)

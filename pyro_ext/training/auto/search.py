@@ -29,6 +29,8 @@ _FRESH = 2048
 _SIGMAS = 3.0
 _RANK = 10
 _ROUNDS = 4
+_ROUGH = 1e-3
+"""Nats that are worth a step where the draws themselves err by more, or another family follows."""
 _MOST, _WIDE = 3_000_000, 1024  # numbers in one set of fixed draws, and draws above 300 dimensions
 
 
@@ -141,30 +143,45 @@ class _Search:
     def normals(
         self, families: tuple[Family, ...], candidates: list[Candidate]
     ) -> tuple[Family, Affine, str]:
-        """Climb through the normal families while the bound gains."""
-        best: tuple[Family, Affine, str] | None = None
-        for family in families:
-            shape = family.base if isinstance(family, Flow) else family
-            if best is not None and isinstance(family, Flow):
-                continue
-            if isinstance(shape, LowRank):
-                own = max(candidates, key=lambda c: c.elbo).q if best is None else best[1]
-                q, text = (
-                    widen(self.density, own.independent(), shape.rank, self.seed),
-                    "fresh draws",
-                )
-            else:
-                q, text = self.climb(shape, candidates, None if best is None else best[1])
-            self.note(repr(shape), self.bound(q), text)
-            if best is None or self.gains(q, best[1]):
-                best = (shape, q, f"{shape} climbed to its top, {text}")
-        if best is None:
-            raise RuntimeError("fit: expected at least one family.")
-        return best
+        """Climb through the normal families while the bound gains.
+
+        Where a full covariance follows, a diagonal normal is a rung: it is climbed on few draws,
+        and to its top only if the full one gains nothing on it.
+        """
+        shapes = [family.base if isinstance(family, Flow) else family for family in families]
+        shapes = [shape for at, shape in enumerate(shapes) if shape not in shapes[:at]]
+        best, why, rung = self.climb_to(shapes[0], candidates, rung=FullCovariance() in shapes[1:])
+        shape = shapes[0]
+        for larger in shapes[1:]:
+            q, text, _ = self.climb_to(larger, candidates, best)
+            if self.gains(q, best):
+                shape, best, why, rung = larger, q, text, False
+        if rung:
+            best, why, _ = self.climb_to(shape, candidates, best)
+        return shape, best, f"{shape} climbed to its top, {why}"
+
+    def climb_to(
+        self,
+        family: Family,
+        candidates: list[Candidate],
+        smaller: Affine | None = None,
+        *,
+        rung: bool = False,
+    ) -> tuple[Affine, str, bool]:
+        """Climb one family, from the paths or a smaller normal."""
+        if isinstance(family, LowRank):
+            own = max(candidates, key=lambda c: c.elbo).q if smaller is None else smaller
+            q = widen(self.density, own.independent(), family.rank, self.seed)
+            text = "fresh draws"
+        else:
+            q, text = self.climb(family, candidates, smaller, rounds=1 if rung else _ROUNDS)
+        self.note(repr(family), self.bound(q), text)
+        return q, text, rung
 
     def climb(
-        self, family: Family, candidates: list[Candidate], smaller: Affine | None
+        self, family: Family, candidates: list[Candidate], smaller: Affine | None, rounds: int
     ) -> tuple[Affine, str]:
+        """Climb on more and more fixed draws, until they move it no more."""
         dim, density = self.density.dim, self.density
         num = max(128, 4 * dim) if isinstance(family, FullCovariance) else 256
         num = 2 ** math.ceil(math.log2(num))
@@ -172,21 +189,23 @@ class _Search:
         starts = [q.independent() if family == Diagonal() else q.full() for q in starts]
         noise = fixed_draws(num, dim, self.seed).to(density.dtype)
         q = max(starts, key=lambda q: elbo(density, q, noise))
-        change = math.inf
-        for round_ in range(_ROUNDS):
+        worth = _ROUGH if rounds == 1 or dim > MAX_DENSE else 0.0
+        text = ""
+        for round_ in range(rounds):
             noise = fixed_draws(num, dim, self.seed + round_).to(density.dtype)
-            q, before = climb(density, q, noise), q
+            q, before = climb(density, q, noise, worth), q
             if round_ > 0:
                 change = max(
                     float(((q.loc - before.loc) / q.sd).abs().max()),
                     float((q.sd / before.sd).log().abs().max()),
                 )
+                text = f"last change {change:.3f} sd with "
                 if change < LIMIT / 3:
                     break
             if dim > MAX_DENSE and num == _WIDE:
                 break
             num *= 4 if num * 4 <= max(_MOST // dim, _WIDE) else 1
-        return q, f"last change {change:.3f} sd with {len(noise)} draws"
+        return q, f"{text}{len(noise)} draws"
 
     def fresh(self) -> Tensor:
         """Return draws that nothing was fitted to."""

@@ -113,7 +113,11 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of a posterior's name")
     options = parser.parse_args()
     jobs = [(c, s) for c in CASES if options.only in c.posterior for s in range(options.seeds)]
-    print(table([measure(c, options.data, s) for c, s in tqdm(jobs, desc="fits")]))
+    rows = []
+    for case, seed in tqdm(jobs, desc="fits"):
+        rows.append(measure(case, options.data, seed))
+        tqdm.write(str(rows[-1]))
+    print(table(rows))
 
 
 if __name__ == "__main__":

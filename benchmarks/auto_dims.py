@@ -1,10 +1,11 @@
 """What an automatic fit costs as the dimension grows.
 
-A logistic regression with n = 200 + D rows on D correlated predictors: time and memory of the
-whole fit, of its normal family alone, and the size of that family. Each dimension runs in a
-process of its own, whose peak memory is its own. Prints a Markdown table:
+A logistic regression with 500 rows on D correlated predictors, so that a gradient costs as much
+per dimension whatever D is: time and memory of the whole fit, and the size of its family. Each
+dimension runs in a process of its own, whose peak memory is its own. Prints a Markdown table:
 
     python benchmarks/auto_dims.py
+    python benchmarks/auto_dims.py --rank 10 --dims 300 1000 3000  # one family all along
 """
 
 import argparse
@@ -34,22 +35,22 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure(dim: int) -> dict[str, object]:
+def measure(dim: int, rank: int | None) -> dict[str, object]:
     """Return what one fit cost."""
-    generator = torch.Generator().manual_seed(dim)
-    num = 200 + dim
+    generator, num = torch.Generator().manual_seed(dim), 500
     shared = torch.randn((num, 1), generator=generator)
     x = (torch.randn((num, dim), generator=generator) + shared) / dim**0.5
     beta = torch.randn(dim, generator=generator)
     y = (torch.rand(num, generator=generator) < (x @ beta).sigmoid()).to(x)
     before, start = _peak(), time.process_time()
-    run = px.fit(model, data=(x, y), optim="auto", family="auto", seed=0, progress=False)
-    family = run.guide.groups[0].family
+    family = "auto" if rank is None else px.LowRank(rank=rank)
+    run = px.fit(model, data=(x, y), optim="auto", family=family, seed=0, progress=False)
+    found = run.guide.groups[0].family
     climbs = [a for a in run.history if "(" in a.name and not a.name.startswith("Flow")]
     return {
         "dim": dim,
-        "family": type(family).__name__,
-        "size": family.num_params(dim),
+        "family": type(found).__name__,
+        "size": found.num_params(dim),
         "normals": sum(a.seconds for a in climbs),
         "gradients": sum(a.gradients for a in climbs),
         "all": run.num_gradients,
@@ -62,11 +63,12 @@ def measure(dim: int) -> dict[str, object]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dims", type=int, nargs="*", default=[10, 30, 100, 300, 1000])
+    parser.add_argument("--dims", type=int, nargs="*", default=[10, 30, 100, 300, 1000, 3000])
+    parser.add_argument("--rank", type=int, help="fit low rank normals alone")
     parser.add_argument("--one", type=int, help="measure one dimension and print JSON")
     options = parser.parse_args()
     if options.one is not None:
-        print(json.dumps(measure(options.one)))
+        print(json.dumps(measure(options.one, options.rank)))
         return
     print(
         "| D | family | its size | gradients of the climb | all gradients | CPU s | MB more | "
@@ -75,6 +77,7 @@ def main() -> None:
     )
     for dim in options.dims:
         command = [sys.executable, __file__, "--one", str(dim)]
+        command += [] if options.rank is None else ["--rank", str(options.rank)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         r = json.loads(done.stdout.splitlines()[-1])
         print(

@@ -34,6 +34,7 @@ __all__ = ["Problem", "draw_problem", "funnel", "main", "reference"]
 
 _LIMIT = 0.05
 _DRAWS = 20_000
+_WARM_UP = 60
 LIKELIHOODS = ("gaussian", "logistic", "poisson", "negative binomial", "student")
 STRUCTURES = ("fixed", "non-centred", "centred")
 
@@ -164,7 +165,7 @@ def funnel(dim: int, scale: float) -> Problem:
 
 
 def reference(
-    problem: Problem, *, chains: int = 100, moves: int = 500, seed: int = 0
+    problem: Problem, *, chains: int = 100, moves: int = 200, seed: int = 0
 ) -> tuple[Tensor, Tensor, float]:
     """Return means and standard deviations of the parameters, and the largest standard error.
 
@@ -181,7 +182,7 @@ def reference(
     log_step = -0.25 * math.log(dim)
     for phase in range(3):
         seen = []
-        for move in range(moves // 8):
+        for move in range(_WARM_UP):
             short = move % 5 == 4  # for chains that the usual step leaves where it is narrow
             size = math.exp(log_step) * (0.2 if short else 1.0)
             u, acceptance = _hamilton(density, q, u, size, generator)
@@ -306,6 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", type=int, default=30)
     parser.add_argument("--first", type=int, default=0, help="seed of the first model")
+    parser.add_argument("--moves", type=int, default=200, help="of each chain of a reference")
     parser.add_argument("--references", type=Path, help="file that keeps them from run to run")
     parser.add_argument("--only", default="", help="part of a model's name")
     options = parser.parse_args()
@@ -323,7 +325,7 @@ def main() -> None:
             continue
 
         def compute(problem: Problem = problem) -> tuple[list[float], list[float], float]:
-            mean, sd, error = reference(problem)
+            mean, sd, error = reference(problem, moves=options.moves)
             return mean.tolist(), sd.tolist(), error
 
         rows.append(measure(problem, cells.get(key, compute), number))

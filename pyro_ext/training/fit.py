@@ -12,7 +12,7 @@ from pyro_ext.autoguide import AutoJoint
 from pyro_ext.families import Family
 from pyro_ext.losses import ELBO
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.training.auto.entry import fit_without_settings
+from pyro_ext.training.auto.entry import fit_bare, fit_without_settings
 from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.compiled.optimizer import Factory
@@ -24,6 +24,8 @@ from pyro_ext.training.settings import Settings
 
 __all__ = ["Run", "arguments", "fit"]
 
+_NUM_STEPS = 2000
+
 
 def fit(
     model: Callable[..., Any],
@@ -34,7 +36,7 @@ def fit(
     *,
     family: Family | Literal["auto"] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
-    num_steps: int = 2000,
+    num_steps: int | None = None,
     batch_size: int | None = None,
     plate: str | None = None,
     train: str = "both",
@@ -51,6 +53,10 @@ def fit(
     progress: bool = True,
 ) -> Run:
     r"""Fit a guide, and the model's own parameters with it.
+
+    ``px.fit(model, data=data)``, with no option but ``seed`` and ``progress``, is a fit with
+    ``optim="auto"``: an ``AutoRun``, whose verdict says whether its answer can be used. A model
+    that such fits do not take gets Adam and a warning that says why.
 
     With ``batch_size`` the trainer shuffles the rows and shows the same ones to model and guide:
     the model is written for the rows that it is called with, ``pyro.plate("data", len(x))``, and
@@ -70,14 +76,14 @@ def fit(
         loss: What to minimize; by default ``ELBO()``.
         data: The model's argument, or a tuple of its arguments; None if it takes none.
         optim: From a list of parameters to a torch optimizer, or one function for ``"model"`` and
-            one for ``"guide"``, of the same kind of optimizer; by default Adam, from 0.02 down to
-            0 on a cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of
-            the same options. With ``"auto"`` start, scale, step size and length of the fit are
-            found, the draws are importance-corrected, and the run has a verdict (``AutoRun``;
-            with a guide or ``batch_size`` ``LocalRun``).
+            one for ``"guide"``, of the same kind of optimizer; by default, if any other option is
+            given, Adam, from 0.02 down to 0 on a cosine. Beside Adam, parameters with sparse
+            gradients get a ``SparseAdam`` of the same options. With ``"auto"`` start, scale, step
+            size and length of the fit are found, the draws are importance-corrected, and the run
+            has a verdict (``AutoRun``; with a guide or ``batch_size`` ``LocalRun``).
         family: Family of the default guide; with ``"auto"`` it is found too.
         schedule: From that optimizer to a torch learning-rate scheduler, stepped at every step.
-        num_steps: Number of steps.
+        num_steps: Number of steps; by default 2000.
         batch_size: Rows of a mini-batch; by default all.
         plate: Name of the data plate, where more than one plate has the data's size.
         train: What to train: ``"both"``, ``"model"`` or ``"guide"``.
@@ -119,23 +125,34 @@ def fit(
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
         >>> run = fit(model, data=torch.full((100,), 3.0), seed=0)
+        >>> run.verdict.grade
+        'trusted'
+        >>> run = fit(model, data=torch.full((100,), 3.0), num_steps=2000, seed=0)
         >>> round(run.guide.median()["mu"].item(), 1)
         3.0
     """
     ranks = Ranks()
+    given = None if optim == "auto" else optim
+    options: dict[str, Any] = {"loss": loss, "optim": given, "schedule": schedule}
+    options |= {"holdout": holdout, "plateau": plateau, "checkpoints": checkpoints}
+    options |= {"callbacks": callbacks or None, "clip_norm": clip_norm, "chunk": chunk}
+    options |= {"num_steps": num_steps}
+    rows: Any = {"batch_size": batch_size, "plate": plate}
+    rest: Any = {"seed": seed, "progress": progress}
     if optim == "auto" or family == "auto":
         if ranks.size > 1:
             raise ValueError(
                 f"fit: expected settings in {ranks.size} processes, which go in step; got "
                 "optim='auto'. Write: one process, or optim=partial(torch.optim.Adam, lr=0.01)."
             )
-        given = None if optim == "auto" else optim
-        options: dict[str, Any] = {"loss": loss, "optim": given, "schedule": schedule}
-        options |= {"holdout": holdout, "plateau": plateau, "checkpoints": checkpoints}
-        options |= {"callbacks": callbacks or None, "clip_norm": clip_norm, "chunk": chunk}
-        rows: Any = {"batch_size": batch_size, "plate": plate}
-        rest: Any = {"seed": seed, "progress": progress}
         return fit_without_settings(fit, model, guide, data, family, options, **rows, **rest)
+    asked = [guide, family, *options.values(), *rows.values()]
+    usual = (train, nonfinite, compile, deterministic) == ("both", "raise", "auto", False)
+    if usual and ranks.size == 1 and all(option is None for option in asked):
+        run = fit_bare(model, data, **rest)
+        if run is not None:
+            return run
+    num_steps = _NUM_STEPS if num_steps is None else num_steps
     if guide is not None and family is not None:
         raise ValueError(
             "fit: expected a guide or a family; got both. Write: guide=px.AutoJoint(model, "

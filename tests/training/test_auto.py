@@ -1,5 +1,6 @@
 """Automatic fits: exact targets are hit, wrong answers are not called right."""
 
+import sys
 from functools import partial
 
 import pyro
@@ -10,8 +11,9 @@ from torch.distributions import constraints
 
 import pyro_ext as px
 from pyro_ext.testing import LinearRegression
-from pyro_ext.training.auto import bent
+from pyro_ext.training.auto import ascend
 
+fit_ = sys.modules["pyro_ext.training.fit"]  # the function has the module's name
 auto = partial(px.fit, optim="auto", family="auto", progress=False, seed=0)
 
 
@@ -104,17 +106,22 @@ def test_the_smaller_family_is_kept_where_the_larger_gains_nothing():
     ],
 )
 def test_regressions_do_not_depend_on_the_scale_of_predictors(scale, shift):
-    """The marginal posterior of β is a Student-t about least squares, that of σ² inverse gamma."""
+    """The marginal posterior of β is a Student-t about least squares, that of σ² inverse gamma.
+
+    One predictor is multiplied by the scale and one divided by it, both are shifted by so many
+    sds, and the second has correlation 0.999 with a third.
+    """
     x, y = predictors()
     raw = x.clone()
     raw[:, 1] = scale * (x[:, 1] + shift)
-    raw[:, 2] = x[:, 2] + shift
+    raw[:, 2] = (x[:, 2] + shift) / scale
     run = auto(regression, data=(raw, y))
     assert run.verdict.grade != "not to be trusted"
     draws = run.sample(20_000)["beta"]
     back = draws.clone()
     back[:, 1] = scale * draws[:, 1]
-    back[:, 0] = draws[:, 0] + shift * back[:, 1] + shift * draws[:, 2]
+    back[:, 2] = draws[:, 2] / scale
+    back[:, 0] = draws[:, 0] + shift * back[:, 1] + shift * back[:, 2]
     ols = torch.linalg.lstsq(x, y).solution
     # σ² | y is inverse gamma with shape (n - p - 1) / 2, its prior in σ flat.
     degrees = len(y) - x.shape[1] - 1
@@ -137,7 +144,7 @@ def funnel():
     "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
 )
 def test_a_funnel_is_not_trusted(seed, monkeypatch):
-    monkeypatch.setattr(bent, "_STEPS", (100,))
+    monkeypatch.setattr(ascend, "_STEPS", (100,))
     run = auto(funnel, seed=seed)
     assert run.verdict.grade == "not to be trusted"
     assert run.verdict.reasons
@@ -218,6 +225,62 @@ def test_single_precision_models_get_single_precision_draws():
         torch.set_default_dtype(before)
 
 
+# ---------------------------------------------------------------------- px.fit(model, data=data)
+
+
+def test_a_bare_fit_is_an_automatic_one():
+    x, y = predictors()
+    bare = px.fit(regression, data=(x, y), seed=0, progress=False)
+    assert isinstance(bare, px.training.AutoRun)
+    assert torch.equal(bare.guide.params, auto(regression, data=(x, y)).guide.params)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_steps": 3}, {"family": px.Diagonal()}, {"train": "guide"}, {"compile": False}],
+)
+def test_a_fit_with_an_option_is_a_plain_one(options, monkeypatch):
+    monkeypatch.setattr(fit_, "_NUM_STEPS", 3)
+    run = px.fit(regression, data=predictors(), progress=False, **options)
+    assert not isinstance(run, px.training.AutoRun)
+
+
+def learned(x):
+    scale = pyro.param("scale", lambda: torch.rand(()), constraint=constraints.positive)
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, scale), obs=x)
+
+
+def pointwise(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.factor("f", -0.5 * (x - float(mu.detach())).square().sum() - mu.square().sum())
+
+
+def wide():
+    pyro.sample("z", dist.Normal(0.0, 1.0).expand([3001]).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "why"),
+    [
+        (learned, torch.ones(3), "the model has a parameter of its own, 'scale'"),
+        (pointwise, torch.ones(3), "the model does not broadcast"),
+        (wide, None, "there are 3001 latent dimensions, more than 3000"),
+    ],
+)
+def test_models_that_are_not_for_automatic_fits_are_fitted_plainly(model, data, why, monkeypatch):
+    monkeypatch.setattr(fit_, "_NUM_STEPS", 20)
+    pyro.clear_param_store()
+    options = {"data": data, "seed": 0, "progress": False}
+    with pytest.warns(UserWarning, match=f"without a verdict, because {why}"):
+        run = px.fit(model, **options)
+    assert run.num_steps == 20
+    pyro.clear_param_store()
+    asked = px.fit(model, num_steps=20, **options)
+    assert torch.equal(run.guide.params, asked.guide.params)
+
+
 # ---------------------------------------------------------------------- errors
 
 
@@ -225,6 +288,7 @@ def test_single_precision_models_get_single_precision_draws():
     ("options", "message"),
     [
         ({"loss": px.ELBO()}, "fit: expected no loss with optim='auto'"),
+        ({"num_steps": 10}, "fit: expected no num_steps with optim='auto', which does without"),
         ({"checkpoints": "runs"}, "fit: expected no checkpoints with optim='auto', which does wi"),
         ({"family": px.Flow()}, r"px.FullCovariance\(\) with optim='auto'; got Flow"),
         ({"guide": two_modes}, "a guide of pyro_ext with optim='auto' and mini-batches"),

@@ -76,9 +76,11 @@ def matched(pool: Pool) -> tuple[Part, ...]:
     Args:
         pool: The draws.
     """
+    if pool.effective < 4 * pool.z.shape[-1]:
+        return ()
     mean, covariance = _moments(pool.z, pool.weights)
     factor, failed = torch.linalg.cholesky_ex(covariance * (_DEGREES - 2) / _DEGREES)
-    if pool.effective < 4 * pool.z.shape[-1] or int(failed):
+    if int(failed):
         return ()
     return (Part(Affine(mean, factor), _DEGREES, pool.z.shape[-1]),)
 

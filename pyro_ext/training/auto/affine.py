@@ -96,6 +96,18 @@ class Affine:
             grad = grad + (grad @ left * excess) @ left.mT
         return grad
 
+    def solve(self, centred: Float[Tensor, " points dim"]) -> Float[Tensor, " points dim"]:
+        """Return (S Sᵀ)⁻¹ (z - μ), for a diagonal of low rank.
+
+        Args:
+            centred: z - μ.
+        """
+        noise = centred / self.factor
+        if self._turn is not None:
+            left, excess = self._turn
+            noise = noise - (noise @ left * (1 - (1 + excess) ** -2)) @ left.mT
+        return noise / self.factor
+
     @cached_property
     def log_det(self) -> Tensor:
         """Log |det S|."""

@@ -1,4 +1,4 @@
-"""The normal of highest ELBO on fixed draws, diagonal, full or of low rank."""
+"""The normal of highest ELBO on fixed draws, diagonal or full."""
 
 from dataclasses import dataclass
 
@@ -17,29 +17,34 @@ _STEPS = 30
 _TOLERANCE = 1e-7
 
 
-def climb(density: Density, start: Affine, noise: Float[Tensor, " draws size"]) -> Affine:
+def climb(
+    density: Density,
+    start: Affine,
+    noise: Float[Tensor, " draws dim"],
+    worth: float = 0.0,
+) -> Affine:
     r"""Return the normal whose ELBO on fixed draws is highest.
 
     .. math:: \frac1N \sum_i \log p(\mu + S \varepsilon_i) + \log\lvert\det S\rvert
 
     A sample average is a deterministic function, so that L-BFGS can climb it to its top: no step
-    size is needed. Each round it is whitened by the S that the last one found, μ + S (m + T ε);
-    of low rank only by the last s.
+    size is needed. Each round it is whitened by the S that the last one found, μ + S (m + T ε).
 
     Args:
         density: The target.
         start: Where to start; its kind of S is kept.
-        noise: Draws ε, shape ``(draws, dim)``; of low rank ``(draws, dim + rank)``.
+        noise: Draws ε, shape ``(draws, dim)``.
+        worth: Nats that are worth a step.
 
     References:
         Black Box Variational Inference with a Deterministic Objective (Giordano et al., 2024) | https://arxiv.org/abs/2304.05527
         Sample Average Approximation for Black-Box VI (Burroni et al., 2023) | https://arxiv.org/abs/2304.06803
     """
     q = start
-    shape = _Diagonal if q.diagonal else _Triangle if q.factor.dim() == 2 else _LowRank
+    shape = _Diagonal if q.diagonal else _Triangle
     for _ in range(_MAX_ROUNDS):
         at = shape(density, q, noise)
-        x, _, steps = maximize(at.objective, at.start(), _STEPS, _TOLERANCE)
+        x, _, steps = maximize(at.objective, at.start(), _STEPS, _TOLERANCE, worth)
         q = at.normal(x)
         if steps < _STEPS:
             break
@@ -106,38 +111,3 @@ class _Triangle(_Shape):
     def normal(self, x: Tensor) -> Affine:
         m, turn = self._turned(x)
         return Affine(self.base.push(m.unsqueeze(0)).squeeze(0), self.base.factor @ turn)
-
-
-class _LowRank(_Shape):
-    """x = (m, log t, F): z = μ + s ∘ (m + t ∘ (F ε₁ + ε₂))."""
-
-    def start(self) -> Tensor:
-        columns = self.base.columns
-        zero = self.base.loc.new_zeros(2 * self.dim)
-        return zero if columns is None else torch.cat([zero, columns.flatten()])
-
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        m, log_scale, rest = x.split([self.dim, self.dim, len(x) - 2 * self.dim])
-        return m, log_scale, rest.reshape(self.dim, -1)
-
-    def objective(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        m, log_scale, columns = self._split(x)
-        own, shared = self.noise.split([self.dim, columns.shape[1]], -1)
-        rows = own + shared @ columns.mT
-        scale = log_scale.exp()
-        value, grad = self.density.value_and_grad(
-            self.base.loc + self.base.factor * (m + scale * rows)
-        )
-        grad = grad * self.base.factor
-        inner = torch.eye(columns.shape[1], dtype=x.dtype) + columns.mT @ columns
-        root = torch.linalg.cholesky(inner)
-        total = value.mean() + log_scale.sum() + root.diagonal().log().sum()
-        by_scale = (grad * rows).mean(0) * scale + 1
-        by_columns = (grad * scale).mT @ shared / len(own)
-        by_columns = by_columns + torch.cholesky_solve(columns.mT, root).mT
-        return total, torch.cat([grad.mean(0), by_scale, by_columns.flatten()])
-
-    def normal(self, x: Tensor) -> Affine:
-        m, log_scale, columns = self._split(x)
-        base = self.base
-        return Affine(base.loc + base.factor * m, base.factor * log_scale.exp(), columns)

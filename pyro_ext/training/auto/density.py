@@ -18,11 +18,25 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.packing import Packing
 from pyro_ext.families import Family
-from pyro_ext.structure import ParticlePlate, plate_frames, sample_sites
+from pyro_ext.structure import ParticlePlate, plate_frames, sample_sites, trace_params
 
-__all__ = ["Density", "support_centre"]
+__all__ = ["Density", "Unfit", "support_centre"]
 
 _CHUNK_ENTRIES = 2**17  # what a chunk of points has in data stays in the cache
+_MAX_DIM, _MAX_ENTRIES = 3000, 200_000  # with both, a fit takes minutes
+
+
+class Unfit(ValueError):
+    """A model that automatic fits do not take.
+
+    Args:
+        message: What was expected and what came.
+        why: What came, in words that follow "because".
+    """
+
+    def __init__(self, message: str, why: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 def support_centre(site: Any) -> Tensor:
@@ -59,10 +73,25 @@ class Density:
         self.packing: Packing = group.packing
         self.dim = self.packing.dim
         self.nesting = _nesting(self._trace(args))
-        self.args = args
-        entries = self.dim + sum(a.numel() for a in tree_leaves(args) if isinstance(a, Tensor))
-        self.chunk = min(max(_CHUNK_ENTRIES // entries, 64), 4096)
+        self.args, self.together = args, True
+        tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
+        self.entries = sum(a.numel() for a in tensors)
+        self.chunk = min(max(_CHUNK_ENTRIES // (self.dim + self.entries), 64), 4096)
         self._evaluate = self._choose(args)
+
+    def check_cost(self) -> None:
+        """Raise ``Unfit`` for a model that would take more than minutes, or is not on the CPU."""
+        why = None
+        if any(a.device.type != "cpu" for a in tree_leaves(self.args) if isinstance(a, Tensor)):
+            why = "the data are not on the CPU"
+        elif self.dim > _MAX_DIM:
+            why = f"there are {self.dim} latent dimensions, more than {_MAX_DIM}"
+        elif self.entries > _MAX_ENTRIES:
+            why = f"the data have {self.entries} entries, more than {_MAX_ENTRIES}"
+        elif not self.together:
+            why = "the model does not broadcast over a plate on the left of its own"
+        if why is not None:
+            raise Unfit(f"fit: expected a small model; {why}. Write: optim='auto'.", why)
 
     def guide(self, family: Family | None, args: tuple[Any, ...]) -> AutoJoint:
         """Return a guide over the same vector, set up.
@@ -183,6 +212,7 @@ class Density:
                             found, expected, rtol=tol, atol=tol, equal_nan=True
                         ):
                             return way
+            self.together = False
             return lambda points: torch.stack([self._single(row) for row in points])
         raise error if error is not None else RuntimeError("no precision was tried")
 
@@ -258,20 +288,23 @@ def _nesting(trace: Trace) -> int:
     frames = [frame for _, site in sample_sites(trace) for frame in plate_frames(site)]
     for frame in frames:
         if frame.full_size is not None and frame.size < frame.full_size:
-            raise ValueError(
+            raise Unfit(
                 f"fit: expected all rows at once with optim='auto'; plate '{frame.name}' shows "
                 f"{frame.size} of {frame.full_size}. Write: pyro.plate('{frame.name}', "
-                f"{frame.full_size})."
+                f"{frame.full_size}).",
+                f"plate '{frame.name}' shows {frame.size} of {frame.full_size} rows",
             )
     return max((-frame.dim for frame in frames), default=0)
 
 
 def _check_params(trace: Trace) -> None:
     nodes: dict[str, Any] = trace.nodes
-    for name, site in nodes.items():
-        if site["type"] == "param" and site["value"].requires_grad:
-            raise ValueError(
+    names = [name for name, site in nodes.items() if site["type"] == "param"]
+    for name, value in zip(names, trace_params(trace), strict=True):
+        if value.requires_grad:
+            raise Unfit(
                 f"fit: expected a model without parameters of its own with optim='auto'; got "
                 f"'{name}'. Give it a prior, pyro.sample('{name}', ...), or leave out "
-                "optim='auto'."
+                "optim='auto'.",
+                f"the model has a parameter of its own, '{name}'",
             )

@@ -1,18 +1,49 @@
 """The door of ``fit`` to automatic fits: what they take, and what they refuse."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
+import pyro
 import torch
 
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.families import Diagonal, Family, FullCovariance, LowRank
+from pyro_ext.training.auto.density import Density, Unfit
 from pyro_ext.training.auto.local import default_guide, fit_local
-from pyro_ext.training.auto.run import JudgedRun
+from pyro_ext.training.auto.run import AutoRun, JudgedRun
 from pyro_ext.training.auto.search import fit_auto
 from pyro_ext.training.run import Run
 
-__all__ = ["fit_without_settings"]
+__all__ = ["fit_bare", "fit_without_settings"]
+
+
+def fit_bare(
+    model: Callable[..., Any], data: Any, *, seed: int | None, progress: bool
+) -> AutoRun | None:
+    """Fit without settings, or warn and return None for a model that such fits do not take.
+
+    Args:
+        model: A Pyro model.
+        data: The model's argument, or a tuple of its arguments.
+        seed: Seed.
+        progress: Whether to show a progress bar.
+    """
+    args, seed = _args(data), _seed(seed)
+    try:
+        # The plain fit must find neither a parameter nor a random number used.
+        with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+            density = Density(model, args)
+        density.check_cost()
+    except Unfit as refusal:
+        warnings.warn(
+            f"fit takes 2000 steps of Adam, without a verdict, because {refusal.why}. Write "
+            "num_steps=2000 to ask for this.",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    return fit_auto(density, args, seed=seed, progress=progress)
 
 
 def fit_without_settings(
@@ -57,10 +88,9 @@ def fit_without_settings(
             f"px.FullCovariance() with optim='auto'; got {family!r}. Write: family='auto'."
         )
     only = family if isinstance(family, Family) else None
-    args = () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
-    seed = int(torch.randint(2**31, ())) if seed is None else seed
+    args, seed = _args(data), _seed(seed)
     if guide is None and batch_size is None:
-        return fit_auto(model, args, only, seed=seed, progress=progress)
+        return fit_auto(Density(model, args), args, only, seed=seed, progress=progress)
     if only is not None or not isinstance(guide, PackedGuide | None):
         raise ValueError(
             "fit: expected family='auto' and a guide of pyro_ext with optim='auto' and "
@@ -73,3 +103,11 @@ def fit_without_settings(
         guide.setup(*args)
     plate = plate or getattr(guide, "plate", None)
     return fit_local(fit, model, guide, args, batch_size=batch_size, plate=plate, seed=seed)
+
+
+def _args(data: Any) -> tuple[Any, ...]:
+    return () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
+
+
+def _seed(seed: int | None) -> int:
+    return int(torch.randint(2**31, ())) if seed is None else seed

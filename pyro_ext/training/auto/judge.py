@@ -15,7 +15,6 @@ __all__ = ["Judgement", "judge"]
 
 _POOL, _ENTRIES, _LEAST = 20_000, 4e6, 4000
 _CHAINS = 1500
-_RAW = 20_000
 _GAP = 0.25
 _SIGMAS = 3.0
 
@@ -95,7 +94,7 @@ def judge(density: Density, q: Map, generator: torch.Generator) -> Judgement:
         )
         note += f", {moved.acceptance:.0%} of moves accepted"
     options = {"generator": generator, "dtype": density.dtype}
-    z, _ = q.forward(torch.randn((_RAW, density.dim), **options))
+    z, _ = q.forward(torch.randn((num, density.dim), **options))
     values = flat_latents(density, z)
     off = float(((values.mean(0) - mean) / sd).abs().max())
     ratio = values.std(0) / sd

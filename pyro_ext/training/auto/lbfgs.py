@@ -18,6 +18,7 @@ def maximize(
     x: Tensor,
     max_steps: int,
     tolerance: float,
+    worth: float = 0.0,
 ) -> tuple[Tensor, float, int]:
     """Climb a function whose variables have about unit scale.
 
@@ -26,6 +27,8 @@ def maximize(
         x: Where to start, shape ``(size,)``.
         max_steps: Largest number of steps.
         tolerance: Largest gradient entry to stop at.
+        worth: Gain that is worth a step: it stops where the last step gained less, and the
+            quadratic model, ½ gᵀ H⁻¹ g, promises less.
 
     Returns:
         The best x, its largest gradient entry, and the number of steps taken.
@@ -35,9 +38,11 @@ def maximize(
     """
     value, grad = objective(x)
     pairs: list[tuple[Tensor, Tensor]] = []
-    step = 0
+    step, gain = 0, math.inf
     while step < max_steps and float(grad.abs().max()) > tolerance:
         direction = _direction(grad, pairs)
+        if gain < worth and float(grad @ direction) / 2 < worth:
+            break
         first = 1.0 if pairs else min(1.0, 1.0 / float(grad.norm()))
         found = _search(objective, x, value, grad, direction, first)
         if found is None:

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from pyro_ext.training.auto.run import AutoRun
 from pyro_ext.training.auto.settle import settled
 from pyro_ext.training.auto.start import MAX_DENSE, Candidate, paths, starting_points
 from pyro_ext.training.auto.verdict import LIMIT, Attempt
+from pyro_ext.training.auto.widen import widen
 
 __all__ = ["fit_auto", "ladder"]
 
@@ -29,7 +29,9 @@ _FRESH = 2048
 _SIGMAS = 3.0
 _RANK = 10
 _ROUNDS = 4
-_MOST = 3_000_000  # numbers in one set of fixed draws
+_ROUGH = 1e-3
+"""Nats that are worth a step where the draws themselves err by more, or another family follows."""
+_MOST, _WIDE = 3_000_000, 1024  # numbers in one set of fixed draws, and draws above 300 dimensions
 
 
 def ladder(dim: int) -> tuple[Family, ...]:
@@ -47,7 +49,7 @@ def ladder(dim: int) -> tuple[Family, ...]:
 
 
 def fit_auto(
-    model: Callable[..., Any],
+    density: Density,
     args: tuple[Any, ...],
     family: Family | None = None,
     *,
@@ -57,8 +59,8 @@ def fit_auto(
     """Fit a posterior without settings, and say whether it can be used.
 
     Args:
-        model: A Pyro model with continuous latents.
-        args: Its arguments, with all rows.
+        density: The log density of a model.
+        args: The model's arguments, with all rows.
         family: The only family to fit; by default they are climbed from small to large.
         seed: Seed.
         progress: Whether to show a progress bar.
@@ -67,7 +69,7 @@ def fit_auto(
         Pathfinder: Parallel Quasi-Newton Variational Inference (Zhang et al., 2022) | https://arxiv.org/abs/2108.03782
         Robust, Accurate Stochastic Optimization for Variational Inference (Dhaka et al., 2020) | https://arxiv.org/abs/2009.00666
     """
-    search = _Search(model, args, seed=seed, progress=progress)
+    search = _Search(density, args, seed=seed, progress=progress)
     try:
         return search.run(family)
     finally:
@@ -76,11 +78,10 @@ def fit_auto(
 
 class _Search:
     def __init__(
-        self, model: Callable[..., Any], args: tuple[Any, ...], *, seed: int, progress: bool
+        self, density: Density, args: tuple[Any, ...], *, seed: int, progress: bool
     ) -> None:
-        self.model, self.args, self.seed = model, args, seed
+        self.density, self.args, self.seed = density, args, seed
         self.begin = time.perf_counter()
-        self.density = Density(model, args)
         self.generator = torch.Generator().manual_seed(seed)
         self.history: list[Attempt] = []
         self.mark = (0, 0, time.perf_counter())
@@ -107,7 +108,7 @@ class _Search:
         modes = other_modes(self.density, normal, candidates, self.seed + 200)
         self.note("other modes", self.bound(q), modes.text)
         return AutoRun(
-            model=self.model,
+            model=self.density.model,
             guide=settled(self.density, self.args, best, q),
             loss=ELBO(),
             args=self.args,
@@ -142,45 +143,69 @@ class _Search:
     def normals(
         self, families: tuple[Family, ...], candidates: list[Candidate]
     ) -> tuple[Family, Affine, str]:
-        """Climb through the normal families while the bound gains."""
-        best: tuple[Family, Affine, str] | None = None
-        for family in families:
-            shape = family.base if isinstance(family, Flow) else family
-            if best is not None and isinstance(family, Flow):
-                continue
-            q, text = self.climb(shape, candidates, None if best is None else best[1])
-            self.note(repr(shape), self.bound(q), text)
-            if best is None or self.gains(q, best[1]):
-                best = (shape, q, f"{shape} climbed to its top, {text}")
-        if best is None:
-            raise RuntimeError("fit: expected at least one family.")
-        return best
+        """Climb through the normal families while the bound gains.
+
+        Where a full covariance follows, a diagonal normal is a rung: it is climbed on few draws,
+        and to its top only if the full one gains nothing on it.
+        """
+        shapes = [family.base if isinstance(family, Flow) else family for family in families]
+        shapes = [shape for at, shape in enumerate(shapes) if shape not in shapes[:at]]
+        best, why, rung = self.climb_to(shapes[0], candidates, rung=FullCovariance() in shapes[1:])
+        shape = shapes[0]
+        for larger in shapes[1:]:
+            q, text, _ = self.climb_to(larger, candidates, best)
+            if self.gains(q, best):
+                shape, best, why, rung = larger, q, text, False
+        if rung:
+            best, why, _ = self.climb_to(shape, candidates, best)
+        return shape, best, f"{shape} climbed to its top, {why}"
+
+    def climb_to(
+        self,
+        family: Family,
+        candidates: list[Candidate],
+        smaller: Affine | None = None,
+        *,
+        rung: bool = False,
+    ) -> tuple[Affine, str, bool]:
+        """Climb one family, from the paths or a smaller normal."""
+        if isinstance(family, LowRank):
+            own = max(candidates, key=lambda c: c.elbo).q if smaller is None else smaller
+            q = widen(self.density, own.independent(), family.rank, self.seed)
+            text = "fresh draws"
+        else:
+            q, text = self.climb(family, candidates, smaller, rounds=1 if rung else _ROUNDS)
+        self.note(repr(family), self.bound(q), text)
+        return q, text, rung
 
     def climb(
-        self, family: Family, candidates: list[Candidate], smaller: Affine | None
+        self, family: Family, candidates: list[Candidate], smaller: Affine | None, rounds: int
     ) -> tuple[Affine, str]:
+        """Climb on more and more fixed draws, until they move it no more."""
         dim, density = self.density.dim, self.density
-        extra = family.rank if isinstance(family, LowRank) else 0
         num = max(128, 4 * dim) if isinstance(family, FullCovariance) else 256
         num = 2 ** math.ceil(math.log2(num))
-        starts = [c.q for c in candidates] if smaller is None or not extra else []
-        starts += [] if smaller is None else [smaller]
-        starts = [_as(q, family) for q in starts]
+        starts = [*(c.q for c in candidates), *([] if smaller is None else [smaller])]
+        starts = [q.independent() if family == Diagonal() else q.full() for q in starts]
         noise = fixed_draws(num, dim, self.seed).to(density.dtype)
         q = max(starts, key=lambda q: elbo(density, q, noise))
-        change = math.inf
-        for round_ in range(_ROUNDS):
-            noise = fixed_draws(num, dim + extra, self.seed + round_).to(density.dtype)
-            q, before = climb(density, q, noise), q
+        worth = _ROUGH if rounds == 1 or dim > MAX_DENSE else 0.0
+        text = ""
+        for round_ in range(rounds):
+            noise = fixed_draws(num, dim, self.seed + round_).to(density.dtype)
+            q, before = climb(density, q, noise, worth), q
             if round_ > 0:
                 change = max(
                     float(((q.loc - before.loc) / q.sd).abs().max()),
                     float((q.sd / before.sd).log().abs().max()),
                 )
+                text = f"last change {change:.3f} sd with "
                 if change < LIMIT / 3:
                     break
-            num *= 4 if num * 4 <= _MOST // dim else 1
-        return q, f"last change {change:.3f} sd with {len(noise)} draws"
+            if dim > MAX_DENSE and num == _WIDE:
+                break
+            num *= 4 if num * 4 <= max(_MOST // dim, _WIDE) else 1
+        return q, f"{text}{len(noise)} draws"
 
     def fresh(self) -> Tensor:
         """Return draws that nothing was fitted to."""
@@ -207,17 +232,3 @@ class _Search:
         self.mark = now
         self.bar.set_postfix_str(f"{name}, ELBO {bound:.2f}")
         self.bar.update()
-
-
-def _as(q: Affine, family: Family) -> Affine:
-    """Return the normal of a family that is nearest to q, or a start of it."""
-    if isinstance(family, Diagonal):
-        return q.independent()
-    if isinstance(family, LowRank):
-        own = q.independent()
-        generator = torch.Generator().manual_seed(0)
-        shape = (len(q.loc), family.rank)
-        # At exactly zero the gradient of the columns vanishes.
-        columns = 0.1 * torch.randn(shape, generator=generator, dtype=q.loc.dtype)
-        return Affine(own.loc, own.factor, columns / family.rank**0.5)
-    return q.full()

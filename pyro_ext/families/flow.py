@@ -35,19 +35,19 @@ class Flow(Family):
     identity: fitting starts from the base family. With one shared π a context says nothing; with
     one π per datapoint it lets each have a shape of its own.
 
-    ==================  ===================================  ============  ============
-    transform           T                                    to draw       to score z
-    ==================  ===================================  ============  ============
-    ``"nsf"``           autoregressive, splines              1 pass        D passes
-    ``"iaf"``           autoregressive, affine               1 pass        D passes
-    ``"maf"``           autoregressive, affine               D passes      1 pass
-    ``"nsf-coupling"``  coupling, splines                    1 pass        1 pass
-    ``"realnvp"``       coupling, affine (or ``"coupling"``) 1 pass        1 pass
-    ``"nice"``          coupling, shifts: keeps volumes      1 pass        1 pass
-    ``"planar"``        along one direction                  1 pass        own draws only
-    ``"radial"``        around one point                     1 pass        own draws only
-    ``"sylvester"``     planar in D directions               1 pass        own draws only
-    ==================  ===================================  ============  ============
+    ==================  ====================================  ============  ============
+    transform           T                                     to draw       to score z
+    ==================  ====================================  ============  ============
+    ``"nsf"``           autoregressive, splines               1 pass        D passes
+    ``"iaf"``           autoregressive, affine                1 pass        D passes
+    ``"maf"``           autoregressive, affine                D passes      1 pass
+    ``"nsf-coupling"``  coupling, splines                     1 pass        1 pass
+    ``"realnvp"``       coupling, affine (or ``"coupling"``)  1 pass        1 pass
+    ``"nice"``          coupling, shifts: keeps volumes       1 pass        1 pass
+    ``"planar"``        along one direction                   1 pass        own draws only
+    ``"radial"``        around one point                      1 pass        own draws only
+    ``"sylvester"``     planar in D directions                1 pass        own draws only
+    ==================  ====================================  ============  ============
 
     Every transform scores its own draws for free; ``"stl"``, ``"dreg"`` and ``guide.log_prob``
     score given z. Splines bend what lies within 5 standard deviations of the base. In one

@@ -79,7 +79,7 @@ class Householder(AffineFamily):
     k = D, free eigenvectors. Where all s are equal the v do nothing: a guide starts there, with v
     in directions drawn once, and as soon as the s differ the v learn. From a ``scale`` with other
     entries reflections start in pairs that cancel, and one that is left over along an axis, so
-    that the covariance is diag(``scale``²). In one dimension v does nothing.
+    that the covariance is diag(scale²). In one dimension v does nothing.
 
     Args:
         num_reflections: Number k of reflections.

@@ -23,8 +23,7 @@ class IWAE(BoundLoss):
     Estimators of its gradient:
 
     - ``"reparam"``: differentiates the draws and log q. Its signal-to-noise ratio for the guide
-    falls
-      as K grows.
+      falls as K grows.
     - ``"dreg"`` (doubly reparameterized): unbiased, and its signal-to-noise ratio grows with K.
     - ``"stl"``: leaves out the score of q; biased for K > 1.
     - ``"vimco"``: for guide sites that are not reparameterized, the score function with a baseline

@@ -22,7 +22,7 @@ class Stability:
         verdict: ``"stable"`` (all rates of growth negative), ``"unstable"`` (one is positive), or
             ``"undecided"`` (the largest is zero, so that higher orders decide).
         growth: Largest rate of growth: real part of an eigenvalue of the velocity field, or
-            log |eigenvalue| of a step.
+            the log of an absolute eigenvalue of a step.
         eigenvalues: All eigenvalues, shape ``(params,)``.
     """
 

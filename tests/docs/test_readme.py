@@ -15,7 +15,7 @@ PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 def plain(text):
     """Return text with hyphens for minus signs."""
-    return text.replace("−", "-")  # noqa: RUF001
+    return text.replace("−", "-")
 
 
 def stands(number, known):

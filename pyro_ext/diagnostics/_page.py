@@ -35,6 +35,7 @@ _CAPTIONS = {
     "k_hat": "How heavy the tail of the importance weights is.",
     "forest": "Where a guide's intervals leave those of the reference, it is wrong.",
     "sd_ratio": "Left of 1 a guide is surer than it should be, right of 1 less sure.",
+    "marginals": "A guide's outline should follow the filled shape, where there is one.",
     "pairs": "Two latents together: a guide that ignores their dependence has a round cloud.",
     "gaps": "What the family costs, and what its source of parameters costs beyond it.",
     "calibration": "Inside the band a guide's intervals are right on data from the model.",

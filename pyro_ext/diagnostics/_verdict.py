@@ -171,7 +171,8 @@ def _numbers(bounds: Evidence) -> str:
         value = shape.values.item()
         word = "above the" if value > shape.threshold else "below the"
         return f"k-hat {value:.2f}, {word} limit of {limit}; {effective}"
+    worst = ", ".join(str(index) for index in shape.worst(3).tolist())
     return (
         f"k-hat above {limit} for {shape.share_above:.1%} of the datapoints, median "
-        f"{shape.median:.2f}; median {effective}"
+        f"{shape.median:.2f}, worst at datapoints {worst}; median {effective}"
     )

@@ -72,7 +72,7 @@ def compare(
         >>> run = px.fit(exact.model, guide, data=exact.x, num_steps=1500, seed=0)
         >>> comparison = compare({"mean field": run}, exact_evidence=exact.log_evidence())
         >>> list(comparison.figures)
-        ['bounds', 'ladder', 'k_hat']
+        ['bounds', 'ladder', 'k_hat', 'marginals']
     """
     if not isinstance(runs, Mapping) or not runs:
         raise ValueError(

@@ -64,6 +64,7 @@ class Comparison:
         if self.reference is not None:
             found["forest"] = plots.forest(self.results, self.reference)
             found["sd_ratio"] = plots.sd_ratios(self.results, self.reference)
+        found["marginals"] = details.marginals(self.results, self.reference)
         pairs = details.pairs(self.results, self.reference)
         if pairs is not None:
             found["pairs"] = pairs

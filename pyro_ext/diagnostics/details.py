@@ -19,7 +19,7 @@ from pyro_ext.diagnostics._reference import Reference, labels_of
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import Array, DataTree, Figure
 
-__all__ = ["gap_bars", "ladder", "pairs", "rank_ecdf"]
+__all__ = ["gap_bars", "ladder", "marginals", "pairs", "rank_ecdf"]
 
 _MAX_POINTS = 400
 _CRITICAL = 1.63  # of the Kolmogorov distribution: 1 % of calibrated guides leave the band
@@ -96,6 +96,62 @@ def gap_bars(results: Mapping[str, Result]) -> Figure:
     name_rows(axes, list(found))
     axes.set_xlabel("nats below the log evidence (bars: ± 2 standard errors)")
     axes.set_title("Where each guide loses", fontsize=11)
+    legend(figure)
+    return figure
+
+
+def marginals(results: Mapping[str, Result], reference: Reference | None) -> Figure:
+    """Draw histograms of single latents: of the six on which guides and reference differ most.
+
+    Args:
+        results: Results by name.
+        reference: The reference, whose draws are filled; without, guides are held to one another.
+    """
+    from matplotlib.figure import Figure as NewFigure
+
+    trees = {name: result.tree for name, result in results.items()}
+    behind = None if reference is None else reference.tree
+    labels = _labels(next(iter(trees.values())))
+    if behind is not None:
+        labels = [label for label in labels if label in _labels(behind)]
+    columns = {name: _columns(tree, labels) for name, tree in trees.items()}
+    main = next(iter(columns.values())) if behind is None else _columns(behind, labels)
+    ends = np.quantile(main, (0.001, 0.999), axis=1)
+    sds = main.std(1)
+    unit = np.where(sds > 0, sds, 1)
+    # A guide that is far off in everything must not choose for the others.
+    score = sum(
+        np.minimum((np.abs(draws.mean(1) - main.mean(1)) + np.abs(draws.std(1) - sds)) / unit, 2)
+        for draws in columns.values()
+    )
+    chosen = sorted(np.argsort(-np.asarray(score), kind="stable")[:6].tolist())
+    rows = -(-len(chosen) // 3)
+    figure = NewFigure(figsize=(7.5, 0.9 + 1.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, min(3, len(chosen)), squeeze=False)
+    for axes in grid.flat[len(chosen) :]:
+        axes.set_visible(False)
+    for axes, place in zip(grid.flat, chosen, strict=False):
+        width = max(float(ends[1, place] - ends[0, place]), 1e-12)
+        bins = np.linspace(ends[0, place] - width / 3, ends[1, place] + width / 3, 51)
+        if behind is not None:
+            axes.hist(main[place], bins, density=True, color="0.85", label="reference")
+        for index, (name, draws) in enumerate(columns.items()):
+            # Of all draws, not of those in the bins: a guide that is elsewhere shows as nothing.
+            weights = np.full(draws.shape[1], 1 / draws.shape[1] / (bins[1] - bins[0]))
+            axes.hist(
+                draws[place],
+                bins,
+                weights=weights,
+                histtype="step",
+                color=color(index),
+                linewidth=1.4,
+                label=name,
+            )
+        axes.set_title(labels[place], fontsize=10)
+        axes.set_yticks([])
+    figure.suptitle(
+        "Single latents" + ("" if behind is None else ", the reference filled"), fontsize=11
+    )
     legend(figure)
     return figure
 

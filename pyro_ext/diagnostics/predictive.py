@@ -97,9 +97,10 @@ def loo(
             f"guide's draws the others vanish ({joint}). Look whether the fit has converged.",
             stacklevel=2,
         )
-    return loo_approximate_posterior(
-        tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=var_name
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # pareto_k of a tail that underflows
+        return loo_approximate_posterior(
+            tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=var_name
+        )
 
 
 def marginal_log_likelihood(

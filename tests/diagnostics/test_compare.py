@@ -121,6 +121,7 @@ def test_save_writes_everything(comparison, tmp_path):
         "ladder.png",
         "k_hat.png",
         "forest.png",
+        "marginals.png",
         "sd_ratio.png",
         "exact.nc",
         "narrow.nc",
@@ -209,7 +210,14 @@ def test_distances_to_draws_are_in_the_table():
 
 def test_figures_need_no_pyplot(comparison):
     loaded = "matplotlib.pyplot" in sys.modules
-    assert set(comparison.figures) == {"bounds", "ladder", "k_hat", "forest", "sd_ratio"}
+    assert set(comparison.figures) == {
+        "bounds",
+        "ladder",
+        "k_hat",
+        "forest",
+        "marginals",
+        "sd_ratio",
+    }
     assert comparison.figures is comparison.figures
     if not loaded:
         assert "matplotlib.pyplot" not in sys.modules
@@ -268,7 +276,7 @@ def test_local_latents_have_a_k_hat_per_datapoint():
     assert table.loc["exact", "k-hat share above"] == 0
     assert table.loc["narrow", "k-hat share above"] > 0.5
     assert "not to be trusted" in found.verdicts["narrow"]
-    assert set(found.figures) == {"bounds", "ladder", "k_hat", "pairs"}
+    assert set(found.figures) == {"bounds", "ladder", "k_hat", "marginals", "pairs"}
 
 
 def test_many_scalars_show_the_worst():

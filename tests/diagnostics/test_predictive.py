@@ -75,6 +75,14 @@ def test_loo_without_the_correction_is_off(plain):
     assert_mean(exact, expected)
 
 
+def test_loo_of_a_diverged_guide_warns():
+    def far(inputs, y):
+        pyro.sample("w", dist.Normal(torch.full((2,), 1e3), 1.0).to_event(1))
+
+    with pytest.warns(UserWarning, match=r"not to be trusted, whatever pareto_k.*k-hat inf"):
+        loo(REGRESSION.model, far, *REGRESSION.args, num_samples=1000, seed=0)
+
+
 @pytest.fixture(scope="module")
 def loo_of_nuts():
     """Importance-corrected LOO of four chains, each by itself."""

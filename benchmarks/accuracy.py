@@ -245,7 +245,9 @@ def main(arguments: list[str] | None = None) -> None:
     here = sys.executable if find_spec("numpyro") else None
     parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
     parser.add_argument("--only", default="", help="part of a posterior's name")
-    parser.add_argument("--guides", default="", help="part of what fits, such as ours/auto")
+    parser.add_argument(
+        "--guides", nargs="+", default=[""], help="parts of what fits, such as ours/auto Pyro"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=50, help="of a step")
     parser.add_argument("--samples", type=int, default=10_000, help="to judge a guide by")
@@ -273,7 +275,7 @@ def main(arguments: list[str] | None = None) -> None:
                 jobs[f"NumPyro/{guide}/Trace_ELBO"] = job
         cells.get(f"{case.posterior}/exact", partial(exact.get, case.posterior))
         for name, job in jobs.items():
-            if options.guides in name:
+            if any(part in name for part in options.guides):
                 cells.get(f"{case.posterior}/{name}/{options.seed}", job)
 
 

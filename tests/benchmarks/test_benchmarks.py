@@ -21,7 +21,7 @@ SCRIPTS = sorted(
 TINY: dict[str, list[str]] = {
     "accuracy": [
         *("--data", "posteriordb", "--out", "accuracy.json", "--only", "sblri"),
-        *("--guides", "ELBO", "--steps", "3", "--draws", "2", "--samples", "60"),
+        *("--guides", "ELBO", "IWAE", "--steps", "3", "--draws", "2", "--samples", "60"),
     ],
     "adversarial_elbo": ["--help"],
     "auto": ["--data", "posteriordb", "--only", "sblri", "--seeds", "1"],

@@ -17,7 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,7 +36,18 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_ext as px
 
-__all__ = ["FAMILIES", "LOSSES", "PEERS", "NumPyro", "errors", "main"]
+__all__ = [
+    "FAMILIES",
+    "LOSSES",
+    "LR",
+    "PEERS",
+    "NumPyro",
+    "add_numpyro",
+    "errors",
+    "main",
+    "weighed",
+    "write_arrays",
+]
 
 LR = 0.02
 
@@ -178,9 +190,7 @@ def numpyros(
 ) -> dict[str, Any]:
     """Fit one of NumPyro's guides; seconds count its compiling."""
     args, mean, sd = load(case, options.data)
-    with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        _write(path, args)
+    with write_arrays(args) as path:
         answer = process.ask(
             act="fit",
             posterior=case.posterior,
@@ -191,9 +201,9 @@ def numpyros(
             lr=LR,
             seed=options.seed,
             draws=options.samples,
-            out=str(out),
+            out=str(path.with_name("out.npz")),
         )
-        with np.load(out) as file:
+        with np.load(path.with_name("out.npz")) as file:
             log_w = torch.from_numpy(file["log_w"])
             sites = {n[5:]: torch.from_numpy(file[n]) for n in file.files if n.startswith("site_")}
     found = errors(case.parameters(sites), log_w, mean, sd)
@@ -222,19 +232,37 @@ def same_density(case: Case, process: NumPyro, data: Path, num_points: int = 20)
             points.append({n: v for n, v in guide(*args).items()})
             conditioned = pyro.condition(case.model, data=points[-1])
             here.append(pyro.poutine.trace(conditioned).get_trace(*args).log_prob_sum().item())
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "in.npz"
-        _write(path, args, {n: torch.stack([p[n] for p in points]) for n in points[0]})
+    stacked = {n: torch.stack([p[n] for p in points]) for n in points[0]}
+    with write_arrays(args, stacked) as path:
         there = process.ask(act="densities", posterior=case.posterior, path=str(path))
     gap = np.abs(np.array(here) - there["log_density"]) / np.maximum(1.0, np.abs(here))
     assert gap.max() < 1e-8, f"{case.posterior}: NumPyro's log density differs by {gap.max():.3g}"
     return float(gap.max())
 
 
-def _write(path: Path, args: tuple[Any, ...], points: dict[str, Tensor] | None = None) -> None:
+@contextmanager
+def write_arrays(args: tuple[Any, ...], points: dict[str, Tensor] | None = None) -> Iterator[Path]:
+    """Write a model's arguments, and latents to evaluate it at, for NumPyro to read.
+
+    Args:
+        args: The arguments.
+        points: Latents by name, shape ``(points, *site)``.
+
+    Yields:
+        The file, in a folder that is removed afterwards.
+    """
     arrays = {f"arg_{index}": np.asarray(arg) for index, arg in enumerate(args)}
     arrays |= {f"point_{name}": value.numpy() for name, value in (points or {}).items()}
-    np.savez(path, **arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "in.npz"
+        np.savez(path, **arrays)
+        yield path
+
+
+def add_numpyro(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which Python has NumPyro."""
+    here = sys.executable if find_spec("numpyro") else None
+    parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -242,8 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.json"))
-    here = sys.executable if find_spec("numpyro") else None
-    parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
+    add_numpyro(parser)
     parser.add_argument("--only", default="", help="part of a posterior's name")
     parser.add_argument(
         "--guides", nargs="+", default=[""], help="parts of what fits, such as ours/auto Pyro"

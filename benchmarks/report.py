@@ -197,6 +197,17 @@ def lost_accuracy(fits: dict[Any, dict[str, Any]]) -> list[str]:
     return lost
 
 
+def time_to_bound(cells: Cells) -> list[str]:
+    """Return the section on time to a stated bound."""
+    rows = []
+    for name, value in cells.items():
+        posterior, who, how, _ = name.split("/")
+        reached = f"{value['seconds']:.2f}" if value["reached"] else "not reached"
+        steps = "" if value["steps"] is None else f"{value['steps']:,}"
+        rows.append([posterior, who, how, reached, steps, f"{value['elbo']:.2f}"])
+    return table(["posterior", "", "step", "CPU s to the bound", "steps", "ELBO then"], rows)
+
+
 def iwae(cells: Cells) -> list[str]:
     """Return the section on MNIST."""
     rows, times = [], []
@@ -296,6 +307,7 @@ def scaling(cells: Cells) -> list[str]:
 
 SECTIONS: dict[str, Callable[[Cells], list[str]]] = {
     "accuracy": accuracy,
+    "time_to_bound": time_to_bound,
     "iwae": iwae,
     "pixelcnn": pixelcnn,
     "labels": labels,

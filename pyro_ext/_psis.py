@@ -138,9 +138,9 @@ def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
     flat = flat.double()
     values = torch.zeros(flat.shape[1], dtype=torch.float64)
     smoothed = (flat - flat.logsumexp(0)).cpu()
-    varying, tied = _tails(log_weights.detach().reshape(num, -1))
-    values[tied] = math.inf
-    fitting = varying & ~tied
+    varying, hopeless = _tails(log_weights.detach().reshape(num, -1))
+    values[hopeless] = math.inf
+    fitting = varying & ~hopeless
     if fitting.any():
         smoothed[:, fitting], values[fitting] = pareto_smooth(flat[:, fitting.to(flat.device)])
     shape = log_weights.shape[1:]
@@ -177,11 +177,16 @@ def _verdict(value: float, threshold: float) -> str:
 
 
 def _tails(log_w: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell which columns have a tail beyond rounding, and which cannot be fitted for ties."""
+    """Tell which columns have a tail beyond rounding, and which cannot be fitted.
+
+    A tail cannot be fitted where its values are tied, or where its smallest underflow beside the
+    largest: the fit would take zeros for a light tail.
+    """
     num = log_w.shape[0]
     size = int(3 * num**0.5) if num > 225 else num // 5
     top = log_w.topk(size + 1, 0).values
     finite = top.masked_fill(top == -math.inf, 0.0).abs().amax(0).clamp(min=1.0)
     varying = top[0] - top[size - 1] > 64 * torch.finfo(log_w.dtype).eps * finite
-    tied = varying & (top[size - int(size / 4 + 0.5)] == top[size])
-    return varying.cpu(), tied.cpu()
+    tied = top[size - int(size / 4 + 0.5)] == top[size]
+    underflows = top[0] - top[size] > -math.log(torch.finfo(torch.float64).tiny)
+    return varying.cpu(), (varying & (tied | underflows)).cpu()

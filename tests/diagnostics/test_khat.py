@@ -99,6 +99,15 @@ def test_tied_weights_that_cannot_be_fitted_are_not_trusted():
     assert k_hat(weights).values == math.inf
 
 
+@pytest.mark.parametrize("scale", [100.0, 300.0, 400.0, 1e3, 1e5])
+def test_one_weight_far_above_the_rest_is_never_good(scale):
+    """Beside the largest weight the rest of the tail underflows, which is no light tail."""
+    torch.manual_seed(0)
+    found = px.k_hat(scale * torch.randn(10_000))
+    assert found.values > 10
+    assert found.verdict == "not to be trusted"
+
+
 def test_zero_weights_are_allowed():
     weights = normal_weights(1.1)
     weights[:500] = -math.inf

@@ -92,11 +92,7 @@ def accuracy(cells: Cells) -> list[str]:
     """Return the section on errors of posteriors."""
     budget = cells.get("budget", {"steps": 0, "draws": 0})
     exact = {n.split("/")[0]: v for n, v in cells.items() if n.endswith("/exact")}
-    fits: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for name, value in cells.items():
-        if name.count("/") == 4:
-            posterior, who, guide, loss, _ = name.split("/")
-            fits.setdefault((who, guide, loss), {})[posterior] = value
+    fits, refused = fits_of(cells)
     rows = []
     for (who, guide, loss), found in fits.items():
         gaps = [
@@ -127,7 +123,22 @@ def accuracy(cells: Cells) -> list[str]:
         *per_posterior(fits, exact),
         "",
         f"Where we lose: {'; '.join(lost_accuracy(fits)) or 'nowhere'}.",
+        *(f"\n{who} cannot be fitted to {', '.join(p)}." for who, p in refused.items()),
     ]
+
+
+def fits_of(cells: Cells) -> tuple[dict[Any, dict[str, Any]], dict[str, list[str]]]:
+    """Return fits by who, guide, loss and posterior; and the posteriors that a guide refuses."""
+    fits: dict[Any, dict[str, Any]] = {}
+    refused: dict[str, list[str]] = {}
+    for name, value in cells.items():
+        if name.count("/") == 4:
+            posterior, who, guide, loss, _ = name.split("/")
+            if "failed" in value:
+                refused.setdefault(f"{who}'s {guide} ({value['failed']})", []).append(posterior)
+            else:
+                fits.setdefault((who, guide, loss), {})[posterior] = value
+    return fits, refused
 
 
 def right(fit: dict[str, Any]) -> bool:

@@ -14,7 +14,11 @@ COLORS = {"ours": "C0", "Pyro": "C1", "NumPyro": "C2", "auto": "k"}
 
 def accuracy(cells: dict[str, Any], path: Path) -> None:
     """Draw the worst mean error of each fit, by posterior."""
-    fits = [(name.split("/"), value) for name, value in cells.items() if name.count("/") == 4]
+    fits = [
+        (name.split("/"), value)
+        for name, value in cells.items()
+        if name.count("/") == 4 and "failed" not in value
+    ]
     posteriors = list(dict.fromkeys(parts[0] for parts, _ in fits))[::-1]
     figure, (left, right) = _panels(2, width=5.2, height=4.2)
     lifts = {"ours": 0.15, "Pyro": -0.05, "NumPyro": -0.25, "auto": 0.32}

@@ -13,11 +13,13 @@ against Pyro's: the same log density at random points.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,12 +32,24 @@ from _results import Cells, cpu_seconds
 from posteriordb_models import CASES, Case, load, log_evidences
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoIAFNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_ext as px
 
-__all__ = ["FAMILIES", "LOSSES", "PEERS", "NumPyro", "errors", "main"]
+__all__ = [
+    "FAMILIES",
+    "LOSSES",
+    "LR",
+    "PEERS",
+    "NumPyro",
+    "add_numpyro",
+    "errors",
+    "main",
+    "weighed",
+    "write_arrays",
+]
 
 LR = 0.02
 
@@ -97,6 +111,9 @@ def errors(draws: Tensor, log_w: Tensor, mean: np.ndarray, sd: np.ndarray) -> di
         mean: Reference means.
         sd: Reference standard deviations.
     """
+    if not (draws.isfinite().all() and log_w.isfinite().all()):
+        lost = {"low": 0.0, "k_hat": math.inf, "log_evidence": -math.inf, "elbo": -math.inf}
+        return {"mean_error": math.inf, "high": math.inf, **lost}
     found = draws.numpy()
     ratio = found.std(0) / sd
     return {
@@ -160,17 +177,35 @@ def pyros(case: Case, guide: str, options: argparse.Namespace) -> dict[str, Any]
     pyro.clear_param_store()
     pyro.set_rng_seed(options.seed)
     start = cpu_seconds()
-    fitted = PEERS[guide](case.model)
+    fitted = PEERS[guide](case.model, **start_of(case, args))
     adam = {"optimizer": torch.optim.Adam, "optim_args": {"lr": LR}, "T_max": options.steps}
     optim = pyro.optim.CosineAnnealingLR(adam)
     loss = Trace_ELBO(options.draws, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(case.model, fitted, optim, loss)
-    for _ in range(options.steps):
-        svi.step(*args)
-        optim.step()
+    try:
+        for _ in range(options.steps):
+            svi.step(*args)
+            optim.step()
+    except NotImplementedError as error:  # AutoIAFNormal does not take a start
+        return {"failed": str(error)}
     seconds = cpu_seconds() - start
     found = errors(*weighed(case, fitted, args, options.samples), mean, sd)
     return found | {"seconds": seconds, "gradients": options.steps * options.draws}
+
+
+def start_of(case: Case, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the option that lets a guide of Pyro start where ours does, if a prior is flat.
+
+    A flat prior cannot be drawn from, and Pyro's own starts raise ``NotImplementedError``.
+    """
+    try:
+        with pyro.poutine.block():
+            case.model(*args)
+    except NotImplementedError:
+        guide = px.AutoJoint(case.model)
+        guide(*args)
+        return {"init_loc_fn": init_to_value(values=guide.median())}
+    return {}
 
 
 def numpyros(
@@ -178,9 +213,7 @@ def numpyros(
 ) -> dict[str, Any]:
     """Fit one of NumPyro's guides; seconds count its compiling."""
     args, mean, sd = load(case, options.data)
-    with tempfile.TemporaryDirectory() as folder:
-        path, out = Path(folder) / "in.npz", Path(folder) / "out.npz"
-        _write(path, args)
+    with write_arrays(args) as path:
         answer = process.ask(
             act="fit",
             posterior=case.posterior,
@@ -191,9 +224,9 @@ def numpyros(
             lr=LR,
             seed=options.seed,
             draws=options.samples,
-            out=str(out),
+            out=str(path.with_name("out.npz")),
         )
-        with np.load(out) as file:
+        with np.load(path.with_name("out.npz")) as file:
             log_w = torch.from_numpy(file["log_w"])
             sites = {n[5:]: torch.from_numpy(file[n]) for n in file.files if n.startswith("site_")}
     found = errors(case.parameters(sites), log_w, mean, sd)
@@ -214,27 +247,44 @@ def same_density(case: Case, process: NumPyro, data: Path, num_points: int = 20)
     """
     args, _, _ = load(case, data)
     torch.manual_seed(0)
-    guide = AutoNormal(case.model, init_scale=0.5)
+    guide = px.AutoJoint(case.model)
     guide(*args)
-    points, here = [], []
-    with torch.no_grad():
-        for _ in range(num_points):
-            points.append({n: v for n, v in guide(*args).items()})
-            conditioned = pyro.condition(case.model, data=points[-1])
-            here.append(pyro.poutine.trace(conditioned).get_trace(*args).log_prob_sum().item())
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "in.npz"
-        _write(path, args, {n: torch.stack([p[n] for p in points]) for n in points[0]})
+    stacked = guide.sample_posterior(num_points)
+    here = []
+    for index in range(num_points):
+        point = {name: value[index] for name, value in stacked.items()}
+        trace = pyro.poutine.trace(pyro.condition(case.model, data=point)).get_trace(*args)
+        here.append(trace.log_prob_sum().item())
+    with write_arrays(args, stacked) as path:
         there = process.ask(act="densities", posterior=case.posterior, path=str(path))
     gap = np.abs(np.array(here) - there["log_density"]) / np.maximum(1.0, np.abs(here))
     assert gap.max() < 1e-8, f"{case.posterior}: NumPyro's log density differs by {gap.max():.3g}"
     return float(gap.max())
 
 
-def _write(path: Path, args: tuple[Any, ...], points: dict[str, Tensor] | None = None) -> None:
+@contextmanager
+def write_arrays(args: tuple[Any, ...], points: dict[str, Tensor] | None = None) -> Iterator[Path]:
+    """Write a model's arguments, and latents to evaluate it at, for NumPyro to read.
+
+    Args:
+        args: The arguments.
+        points: Latents by name, shape ``(points, *site)``.
+
+    Yields:
+        The file, in a folder that is removed afterwards.
+    """
     arrays = {f"arg_{index}": np.asarray(arg) for index, arg in enumerate(args)}
     arrays |= {f"point_{name}": value.numpy() for name, value in (points or {}).items()}
-    np.savez(path, **arrays)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "in.npz"
+        np.savez(path, **arrays)
+        yield path
+
+
+def add_numpyro(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says which Python has NumPyro."""
+    here = sys.executable if find_spec("numpyro") else None
+    parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -242,10 +292,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.json"))
-    here = sys.executable if find_spec("numpyro") else None
-    parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
+    add_numpyro(parser)
     parser.add_argument("--only", default="", help="part of a posterior's name")
-    parser.add_argument("--guides", default="", help="part of what fits, such as ours/auto")
+    parser.add_argument(
+        "--guides", nargs="+", default=[""], help="parts of what fits, such as ours/auto Pyro"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=50, help="of a step")
     parser.add_argument("--samples", type=int, default=10_000, help="to judge a guide by")
@@ -273,8 +324,9 @@ def main(arguments: list[str] | None = None) -> None:
                 jobs[f"NumPyro/{guide}/Trace_ELBO"] = job
         cells.get(f"{case.posterior}/exact", partial(exact.get, case.posterior))
         for name, job in jobs.items():
-            if options.guides in name:
-                cells.get(f"{case.posterior}/{name}/{options.seed}", job)
+            key = f"{case.posterior}/{name}/{options.seed}"
+            if any(part in key for part in options.guides):
+                cells.get(key, job)
 
 
 if __name__ == "__main__":

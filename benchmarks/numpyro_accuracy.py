@@ -63,13 +63,38 @@ def fit(posterior, path, guide, steps, particles, lr, seed, draws, out):
     return {"seconds": seconds}
 
 
+def until(posterior, path, guide, bound, every, limit, particles, lr, seed):
+    """Take steps until the ELBO of 4,000 draws has reached a bound; looks are not timed."""
+    args, _ = arrays(path)
+    model = MODELS[posterior]
+    guide = GUIDES[guide](model)
+    svi = SVI(model, guide, optim.Adam(lr), Trace_ELBO(num_particles=particles))
+    body = lambda s, _: svi.update(s, *args)  # noqa: E731
+    take = jax.jit(lambda start: lax.scan(body, start, None, length=every)[0])
+    look = jax.jit(
+        lambda key, state: (
+            -Trace_ELBO(num_particles=4000).loss(key, svi.get_params(state), model, guide, *args)
+        )
+    )
+    begun = time.process_time()
+    state = svi.init(random.PRNGKey(seed), *args)
+    seconds, elbo, steps = time.process_time() - begun, -np.inf, 0
+    while elbo < bound and steps < limit:
+        begun = time.process_time()
+        state = jax.block_until_ready(take(state))
+        seconds += time.process_time() - begun
+        steps += every
+        elbo = float(look(random.PRNGKey(seed + steps), state))
+    return {"seconds": seconds, "steps": steps, "elbo": elbo, "reached": elbo >= bound}
+
+
 def main():
     numpyro.enable_x64()
     versions = {name: version(name) for name in ("numpyro", "jax")}
     print(json.dumps(versions), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        act = {"densities": densities, "fit": fit}[request.pop("act")]
+        act = {"densities": densities, "fit": fit, "until": until}[request.pop("act")]
         print(json.dumps(act(**request)), flush=True)
 
 

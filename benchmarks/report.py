@@ -92,11 +92,7 @@ def accuracy(cells: Cells) -> list[str]:
     """Return the section on errors of posteriors."""
     budget = cells.get("budget", {"steps": 0, "draws": 0})
     exact = {n.split("/")[0]: v for n, v in cells.items() if n.endswith("/exact")}
-    fits: dict[tuple[str, str, str], dict[str, Any]] = {}
-    for name, value in cells.items():
-        if name.count("/") == 4:
-            posterior, who, guide, loss, _ = name.split("/")
-            fits.setdefault((who, guide, loss), {})[posterior] = value
+    fits, refused = fits_of(cells)
     rows = []
     for (who, guide, loss), found in fits.items():
         gaps = [
@@ -127,7 +123,22 @@ def accuracy(cells: Cells) -> list[str]:
         *per_posterior(fits, exact),
         "",
         f"Where we lose: {'; '.join(lost_accuracy(fits)) or 'nowhere'}.",
+        *(f"\n{who} cannot be fitted to {', '.join(p)}." for who, p in refused.items()),
     ]
+
+
+def fits_of(cells: Cells) -> tuple[dict[Any, dict[str, Any]], dict[str, list[str]]]:
+    """Return fits by who, guide, loss and posterior; and the posteriors that a guide refuses."""
+    fits: dict[Any, dict[str, Any]] = {}
+    refused: dict[str, list[str]] = {}
+    for name, value in cells.items():
+        if name.count("/") == 4:
+            posterior, who, guide, loss, _ = name.split("/")
+            if "failed" in value:
+                refused.setdefault(f"{who}'s {guide} ({value['failed']})", []).append(posterior)
+            else:
+                fits.setdefault((who, guide, loss), {})[posterior] = value
+    return fits, refused
 
 
 def right(fit: dict[str, Any]) -> bool:
@@ -195,6 +206,17 @@ def lost_accuracy(fits: dict[Any, dict[str, Any]]) -> list[str]:
                     f"{len(nearer)}, faster on {len(faster)}"
                 )
     return lost
+
+
+def time_to_bound(cells: Cells) -> list[str]:
+    """Return the section on time to a stated bound."""
+    rows = []
+    for name, value in cells.items():
+        posterior, who, how, _ = name.split("/")
+        reached = f"{value['seconds']:.2f}" if value["reached"] else "not reached"
+        steps = "" if value["steps"] is None else f"{value['steps']:,}"
+        rows.append([posterior, who, how, reached, steps, f"{value['elbo']:.2f}"])
+    return table(["posterior", "", "step", "CPU s to the bound", "steps", "ELBO then"], rows)
 
 
 def iwae(cells: Cells) -> list[str]:
@@ -296,6 +318,7 @@ def scaling(cells: Cells) -> list[str]:
 
 SECTIONS: dict[str, Callable[[Cells], list[str]]] = {
     "accuracy": accuracy,
+    "time_to_bound": time_to_bound,
     "iwae": iwae,
     "pixelcnn": pixelcnn,
     "labels": labels,

@@ -21,7 +21,7 @@ SCRIPTS = sorted(
 TINY: dict[str, list[str]] = {
     "accuracy": [
         *("--data", "posteriordb", "--out", "accuracy.json", "--only", "sblri"),
-        *("--guides", "ELBO", "--steps", "3", "--draws", "2", "--samples", "60"),
+        *("--guides", "ELBO", "IWAE", "--steps", "3", "--draws", "2", "--samples", "60"),
     ],
     "adversarial_elbo": ["--help"],
     "auto": ["--data", "posteriordb", "--only", "sblri", "--seeds", "1"],
@@ -56,6 +56,10 @@ TINY: dict[str, list[str]] = {
     "signal_to_noise": ["--particles", "16", "64", "--budget", "200", "--out", "snr"],
     "sparse_rows": ["--steps", "2", "--blocks", "1"],
     "speed/steps": ["--rounds", "1", "--seconds", "0.001", "W3"],
+    "time_to_bound": [
+        *("--data", "posteriordb", "--out", "time_to_bound.json", "--limit", "100"),
+        *("--only", "sblri-blr/Pyro"),
+    ],
     "report": ["--results", ".", "--out", "page/benchmarks.md"],
 }
 """Arguments that make each run in seconds; those with ``--help`` have no such size."""

@@ -280,6 +280,14 @@ def test_a_fit_that_is_never_finite_again_ends_with_an_error():
         fit()
 
 
+def test_a_run_that_froze_is_no_plateau():
+    plateau = px.Plateau(window=40, z=5.0, patience=1)
+    fit, _, _ = inject("encoder", 50, nonfinite="skip", num_steps=130, plateau=plateau)
+    with pytest.warns(UserWarning, match="left out"):
+        run = fit()
+    assert run.stopped == "num_steps=130 reached; 79 steps were left out as not finite"
+
+
 def test_other_ways():
     with pytest.raises(ValueError, match=r"expected nonfinite to be one of .*; got 'ignore'"):
         quiet(local, data=torch.zeros(3), nonfinite="ignore")

@@ -34,8 +34,9 @@ def read_rows(
     if batch.rows is None and batch.size < len(table):
         raise ValueError(
             f"{owner}: expected to know which of the {len(table)} rows of plate '{plate}' a batch "
-            "has, as each has parameters of its own; a DataLoader does not tell. Write: "
-            "px.fit(model, guide, loss, x, batch_size=...), or px.AutoAmortized(model, encoder)."
+            "has, as each has parameters of its own; got a DataLoader, which does not tell. "
+            "Write: px.fit(model, guide, loss, x, batch_size=...), or px.AutoAmortized(model, "
+            "encoder)."
         )
     if sparse:
         rows = torch.arange(len(table), device=table.device) if batch.rows is None else batch.rows

@@ -145,7 +145,7 @@ class Stream(IterableDataset):
 REFUSED = {
     "a table": (
         lambda: quiet(model, px.AutoPerDatapoint(model), px.ELBO(), LOADERS["tuples"]()),
-        r"which of the 10 rows of plate 'data' a batch has.*a DataLoader does not tell",
+        r"which of the 10 rows of plate 'data' a batch has.*a DataLoader, which does not tell",
     ),
     "no length": (
         lambda: quiet(model, amortized(), px.ELBO(), DataLoader(Stream(), batch_size=4)),

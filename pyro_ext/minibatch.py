@@ -29,7 +29,8 @@ class MiniBatch(Messenger):
     Args:
         plate: Name of the data plate.
         size: Number N of rows of the whole data set.
-        indices: Rows of the batch, shape ``(B,)``.
+        indices: Rows of the batch, shape ``(B,)``; None where they are not known, and model and
+            guide have no need to.
         sliced: Whether the data that model and guide get are the rows of the batch alone.
 
     Example:
@@ -42,7 +43,7 @@ class MiniBatch(Messenger):
         50.0
     """
 
-    def __init__(self, plate: str, size: int, indices: Tensor, *, sliced: bool) -> None:
+    def __init__(self, plate: str, size: int, indices: Tensor | None, *, sliced: bool) -> None:
         super().__init__()
         self.plate, self.size, self.indices, self.sliced = plate, size, indices, sliced
         self._token: Token[MiniBatch | None] | None = None
@@ -66,10 +67,10 @@ class MiniBatch(Messenger):
             return
         if not self.sliced:
             return
-        rows = len(self.indices)
         for position, frame in enumerate(msg["cond_indep_stack"]):
             if frame.name != self.plate:
                 continue
+            rows = frame.size if self.indices is None else len(self.indices)
             if frame.size != rows:
                 raise ValueError(
                     f"site '{msg['name']}': expected plate '{self.plate}' to have the {rows} "

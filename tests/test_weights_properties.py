@@ -21,18 +21,21 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class Site:
-    """A latent site: its support, whether it is in the plate, its parent and its mask."""
+    """A latent site: its support, how many plates it is in, its parent and its mask of rows."""
 
     kind: str
-    inside: bool
+    depth: int
     parent: int | None
     mask: tuple[bool, ...] | None
 
 
 @dataclass(frozen=True)
 class Structure:
+    """Sites outside plates, then in the plate of rows, then in that of the parts of each row."""
+
     sites: tuple[Site, ...]
     size: int
+    parts: int
     rows: tuple[int, ...]
     seen: tuple[bool, ...] | None
 
@@ -43,26 +46,25 @@ class Structure:
     def run(self, x, shift):
         """The model with ``shift`` 0, else the guide, which has no data."""
         values = {}
-        for number, site in enumerate(self.sites):
-            if not site.inside:
-                self.draw(values, number, shift)
+        self.draw(values, 0, shift)
         rows = torch.tensor(self.rows)
-        with pyro.plate("data", self.size, subsample=rows):
-            for number, site in enumerate(self.sites):
-                if site.inside:
-                    with pyro.poutine.mask(mask=self.where(site.mask)):
-                        self.draw(values, number, shift)
+        with pyro.plate("data", self.size, subsample=rows, dim=-1):
+            self.draw(values, 1, shift)
             if shift == 0:
                 with pyro.poutine.mask(mask=self.where(self.seen)):
-                    loc = sum(values.values())
-                    pyro.sample("x", dist.Normal(loc, 1.0), obs=x[rows])
+                    loc = sum(v for n, v in values.items() if self.sites[n].depth < 2)
+                    pyro.sample("x", dist.Normal(torch.as_tensor(loc), 1.0), obs=x[rows])
+            if any(site.depth == 2 for site in self.sites):
+                with pyro.plate("parts", self.parts, dim=-2):
+                    self.draw(values, 2, shift)
 
-    def draw(self, values, number, shift):
-        site = self.sites[number]
-        loc = 0.3 if site.parent is None else 0.5 * values[site.parent]
-        values[number] = pyro.sample(
-            f"z{number}", FAMILIES[site.kind](torch.as_tensor(loc) + shift)
-        )
+    def draw(self, values, depth, shift):
+        for number, site in enumerate(self.sites):
+            if site.depth == depth:
+                loc = 0.3 if site.parent is None else 0.5 * values[site.parent]
+                with pyro.poutine.mask(mask=self.where(site.mask)):
+                    made = FAMILIES[site.kind](torch.as_tensor(loc) + shift)
+                    values[number] = pyro.sample(f"z{number}", made)
 
 
 @st.composite
@@ -72,35 +74,38 @@ def structures(draw):
     masks = st.none() | st.tuples(*[st.booleans()] * size)
     sites = []
     for number in range(draw(st.integers(1, 4))):
-        inside = draw(st.booleans())
-        parents = [i for i, site in enumerate(sites) if inside or not site.inside]
+        depth = draw(st.integers(0, 2))
+        parents = [i for i, site in enumerate(sites) if site.depth <= depth]
         parent = draw(st.sampled_from([None, *parents]))
-        mask = draw(masks) if inside else None
-        sites.append(Site(draw(st.sampled_from(list(FAMILIES))), inside, parent, mask))
+        mask = draw(masks) if depth else None
+        sites.append(Site(draw(st.sampled_from(list(FAMILIES))), depth, parent, mask))
         assert number == len(sites) - 1
-    return Structure(tuple(sites), size, tuple(rows), draw(masks))
+    return Structure(tuple(sites), size, draw(st.integers(1, 3)), tuple(rows), draw(masks))
 
 
 def plain(structure, x, values, shift):
-    """Return log p (shift 0) or log q of one particle, in loops over rows."""
+    """Return log p (shift 0) or log q of one particle, in loops over rows and parts."""
     scale = structure.size / len(structure.rows)
-    total = 0.0
+    sites, total = structure.sites, 0.0
 
-    def value_of(number, place):
-        value = values[number]
-        return value[place] if structure.sites[number].inside else value
+    def value_of(number, part, place):
+        index = ((), (place,), (part, place))[sites[number].depth]
+        return values[number][index]
 
-    for number, site in enumerate(structure.sites):
-        for place, row in enumerate(structure.rows if site.inside else [None]):
+    for number, site in enumerate(sites):
+        rows = list(enumerate(structure.rows)) if site.depth else [(None, None)]
+        for place, row in rows:
             if site.mask is not None and not site.mask[row]:
                 continue
-            loc = 0.3 if site.parent is None else 0.5 * value_of(site.parent, place)
-            density = FAMILIES[site.kind](torch.as_tensor(loc) + shift)
-            weight = scale if site.inside else 1.0
-            total += weight * density.log_prob(value_of(number, place)).item()
+            for part in range(structure.parts) if site.depth == 2 else [None]:
+                loc = 0.3 if site.parent is None else 0.5 * value_of(site.parent, part, place)
+                density = FAMILIES[site.kind](torch.as_tensor(loc) + shift)
+                weight = scale if site.depth else 1.0
+                total += weight * density.log_prob(value_of(number, part, place)).item()
     for place, row in enumerate(structure.rows if shift == 0 else []):
         if structure.seen is None or structure.seen[row]:
-            loc = sum(value_of(number, place) for number in range(len(structure.sites)))
+            shown = [number for number, site in enumerate(sites) if site.depth < 2]
+            loc = torch.as_tensor(sum(value_of(number, None, place) for number in shown))
             total += scale * dist.Normal(loc, 1.0).log_prob(x[row]).item()
     return total
 

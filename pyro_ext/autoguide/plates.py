@@ -84,7 +84,7 @@ def batch_of(plate: pyro.plate, *, draw: bool, owner: str) -> Batch:
     """
     active = current_minibatch(plate.name)
     if active is not None:
-        if plate.subsample_size != len(active.indices):
+        if active.indices is not None and plate.subsample_size != len(active.indices):
             raise ValueError(
                 f"{owner}: expected plate '{plate.name}' of create_plates to have "
                 f"{len(active.indices)} elements, the rows of the mini-batch; got "

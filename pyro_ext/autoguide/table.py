@@ -31,6 +31,13 @@ def read_rows(
             f"pyro.plate('{plate}', {len(table)}, subsample=rows) in the model for mini-batches; "
             "for other data a new guide, or px.AutoAmortized(model, encoder)."
         )
+    if batch.rows is None and batch.size < len(table):
+        raise ValueError(
+            f"{owner}: expected to know which of the {len(table)} rows of plate '{plate}' a batch "
+            "has, as each has parameters of its own; got a DataLoader, which does not tell. "
+            "Write: px.fit(model, guide, loss, x, batch_size=...), or px.AutoAmortized(model, "
+            "encoder)."
+        )
     if sparse:
         rows = torch.arange(len(table), device=table.device) if batch.rows is None else batch.rows
         return embedding(rows.to(table.device), table, sparse=True)

@@ -9,6 +9,7 @@ import pyro
 import torch
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 __all__ = ["Fitted", "Target", "WholePlates", "resolve", "undisturbed"]
 
@@ -71,6 +72,7 @@ def resolve(
 
     Raises:
         TypeError: If it is neither.
+        ValueError: If the run has no data, as its fit got a ``DataLoader``.
     """
     if guide is None:
         if not isinstance(model, Fitted):
@@ -78,7 +80,13 @@ def resolve(
                 f"{owner}: expected a run, or a model and a guide; got {type(model).__name__} "
                 f"alone. Write: px.{owner}(run), or px.{owner}(model, guide, *args)."
             )
-        return Target(model.model, model.guide, args or tuple(model.args), kwargs)
+        args = args or tuple(model.args)
+        if args and isinstance(args[0], DataLoader):
+            raise ValueError(
+                f"{owner}: expected data; got a run that was fitted to a DataLoader. Write: "
+                f"px.{owner}(run.model, run.guide, x)."
+            )
+        return Target(model.model, model.guide, args, kwargs)
     for role, fn in (("model", model), ("guide", guide)):
         if not callable(fn):
             raise TypeError(

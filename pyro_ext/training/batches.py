@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,19 +30,35 @@ class Step:
         rows: Rows of the mini-batch, or None.
         minibatch: From rows to the handler that makes model and guide see them, or None.
         share: Share of these rows in the batch of all processes.
+        kwargs: Keyword arguments of model and guide.
     """
 
     args: tuple[Any, ...]
     rows: Tensor | None = None
-    minibatch: Callable[[Tensor], MiniBatch] | None = None
+    minibatch: Callable[..., MiniBatch] | None = None
     share: float = 1.0
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def context(self) -> AbstractContextManager[Any]:
         """What model and guide run in."""
-        if self.minibatch is None or self.rows is None:
-            return nullcontext()
-        return self.minibatch(self.rows)
+        return nullcontext() if self.minibatch is None else self.minibatch(self.rows)
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        """What changes from step to step: the rows, if they are known, and the arguments."""
+        return self.args if self.rows is None else (self.rows, *self.args)
+
+    def entered(
+        self, inputs: tuple[Any, ...]
+    ) -> tuple[AbstractContextManager[Any], tuple[Any, ...]]:
+        """Return context and arguments of another step like this one.
+
+        Args:
+            inputs: Its inputs.
+        """
+        rows, args = (None, inputs) if self.rows is None else (inputs[0], inputs[1:])
+        return replace(self, rows=rows).context, args
 
 
 class Batches(ABC):

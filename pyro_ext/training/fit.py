@@ -17,6 +17,7 @@ from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.holdout import Holdout, Plateau
+from pyro_ext.training.loader import loader_in
 from pyro_ext.training.ranks import Ranks
 from pyro_ext.training.run import Run
 from pyro_ext.training.session import Session
@@ -74,7 +75,10 @@ def fit(
         model: A Pyro model.
         guide: Its guide; by default ``AutoJoint(model, family=family)``.
         loss: What to minimize; by default ``ELBO()``.
-        data: The model's argument, or a tuple of its arguments; None if it takes none.
+        data: The model's argument, or a tuple of its arguments; None if it takes none. Or a
+            ``DataLoader`` whose batches are an argument, a tuple of arguments, or a map of
+            keyword arguments; where the model has a plate over the rows of a batch, it is scaled
+            to the length of the loader's data.
         optim: From a list of parameters to a torch optimizer, or one function for ``"model"`` and
             one for ``"guide"``, of the same kind of optimizer; by default, if any other option is
             given, Adam, from 0.02 down to 0 on a cosine. Beside Adam, parameters with sparse
@@ -169,6 +173,11 @@ def fit(
         raise ValueError(
             f"fit: expected compile to be 'auto', True or False; got {compile!r}. Write: "
             "compile='auto'."
+        )
+    if batch_size is not None and loader_in(arguments(data)) is not None:
+        raise ValueError(
+            f"fit: expected a DataLoader without batch_size, as it has its own; got {batch_size}. "
+            "Write: DataLoader(..., batch_size=...)."
         )
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0.")

@@ -71,7 +71,7 @@ class Graphs:
         if built is None:
             return None
         if built.holds() or built.watch.renew():
-            return built.tensors(_arguments(step), {})
+            return built.tensors(step.inputs, step.kwargs)
         self._changes += 1
         self.built, self._seen = None, 0
         if self._changes > _MOST_CHANGES:
@@ -106,7 +106,7 @@ class Graphs:
         """
         if not self._open or self.built is not None or optimizers is None:
             return
-        call = call_of(_arguments(step), {})
+        call = call_of(step.inputs, step.kwargs)
         shapes = [tuple(tensor.shape) for tensor in call.tensors]
         if self._first is None:
             self._first = shapes
@@ -163,7 +163,7 @@ class Graphs:
             optimizers.for_graph,
             self.skipped,
             backend=BACKEND,
-            within=step.minibatch,
+            within=step.entered,
         )
 
     def _due(self, number: int, left: int) -> bool:
@@ -199,7 +199,3 @@ class Graphs:
     def _refuse(self, why: str) -> None:
         self._open, self.built, self.told = False, None, f"no: {why}"
         warnings.warn(f"fit runs eagerly, because {why}.", UserWarning, stacklevel=2)
-
-
-def _arguments(step: Step) -> tuple[Any, ...]:
-    return step.args if step.rows is None else (step.rows, *step.args)

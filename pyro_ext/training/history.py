@@ -69,7 +69,7 @@ class History:
         loss = self._loss
         plain = loss.elbo if isinstance(loss, Annealed) else ELBO()
         with self._unchanged(), step.context:
-            value = plain.loss(model, guide, *step.args)
+            value = plain.loss(model, guide, *step.args, **step.kwargs)
         self.elbos.append(-self._ranks.mean(value, step.share))
 
     def after(self, number: int, value: Tensor) -> None:

@@ -139,12 +139,12 @@ def explain_nonfinite(
         step: The step, whose context is active.
         named: Parameters by name.
     """
-    model, guide, args = pair.model, pair.guide, step.args
+    model, guide, args, kwargs = pair.model, pair.guide, step.args, step.kwargs
     what = "gradient" if loss - loss == 0 else "loss"
     start = f"fit: expected a finite {what}; got {'nan' if what == 'gradient' else loss}"
     start = f"{start} at step {number}."
     end = "The step was not applied: the parameters are those of the step before."
-    rows = nonfinite_rows(args, step.rows)
+    rows = nonfinite_rows((*args, *kwargs.values()), step.rows)
     for name, param in named.items():
         if not torch.isfinite(param).all():
             return ValueError(
@@ -154,9 +154,9 @@ def explain_nonfinite(
     with _first_bad_module(model, guide) as bad:
         try:
             with torch.no_grad(), pyro.validation_enabled(is_validate=True):
-                weights = log_weights(model, guide, *args, joint=True)
+                weights = log_weights(model, guide, *args, joint=True, **kwargs)
         except ValueError as error:
-            side = "guide" if _fails_alone(guide, args) else "model"
+            side = "guide" if _fails_alone(guide, args, kwargs) else "model"
             return ValueError(
                 f"{start} Run again with validation, the {side} says: {error} "
                 f"{_told(bad)}{rows}{end}"
@@ -170,7 +170,7 @@ def explain_nonfinite(
                 f"{start} Site '{name}' of the {side} has log_prob {log_prob.flatten()[0].item()} "
                 f"under {site['fn']}. {_told(bad)}{rows}{end}"
             )
-    names = _bad_gradients(pair, objective, args, named)
+    names = _bad_gradients(pair, objective, step, named)
     if names:
         return ValueError(
             f"{start} Run again, the loss is finite, and the gradient of {names} is not: the "
@@ -216,22 +216,24 @@ def _told(bad: Sequence[str]) -> str:
     return f"The first values that are not finite come out of {bad[0]}. " if bad else ""
 
 
-def _fails_alone(guide: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+def _fails_alone(
+    guide: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> bool:
     try:
         with torch.no_grad(), pyro.validation_enabled(is_validate=True), poutine.block():
-            poutine.trace(guide).get_trace(*args).compute_log_prob()
+            poutine.trace(guide).get_trace(*args, **kwargs).compute_log_prob()
     except ValueError:
         return True
     return False
 
 
 def _bad_gradients(
-    pair: Pair, objective: BoundLoss, args: tuple[Any, ...], named: Mapping[str, Tensor]
+    pair: Pair, objective: BoundLoss, step: Step, named: Mapping[str, Tensor]
 ) -> str:
     """Return the names of parameters whose gradient is not finite, run once more."""
     params = {name: param for name, param in named.items() if param.requires_grad}
     with pyro.validation_enabled(is_validate=False):
-        value = objective.differentiable_loss(pair.model, pair.guide, *args)
+        value = objective.differentiable_loss(pair.model, pair.guide, *step.args, **step.kwargs)
     if not value.requires_grad:
         return ""
     grads = torch.autograd.grad(value, list(params.values()), allow_unused=True)

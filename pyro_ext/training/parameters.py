@@ -53,9 +53,9 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
         )
     with poutine.trace(param_only=True) as capture:
         try:
-            loss.differentiable_loss(pair.model, pair.guide, *pair.args)
+            loss.differentiable_loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
         except ValueError as error:
-            rows = nonfinite_rows(pair.args, None)
+            rows = nonfinite_rows((*pair.args, *pair.kwargs.values()), None)
             if not rows:
                 raise
             raise ValueError(f"fit: before the first step, {error} {rows}") from error

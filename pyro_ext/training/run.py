@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_ext._cited import Cited, references_of
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.loader import loader_in
 from pyro_ext.weights import log_weights
 
 __all__ = ["Run", "offer"]
@@ -36,7 +37,7 @@ class Run(Cited):
         model: The model, with its fitted parameters.
         guide: The fitted guide.
         loss: The loss that was minimized.
-        args: The model's arguments, with all rows.
+        args: The model's arguments, with all rows; or the ``DataLoader``.
         losses: Loss of each step in nats, shape ``(num_steps,)``.
         seconds: Wall time of the fit.
         seed: Seed of the fit's random numbers.
@@ -115,7 +116,15 @@ class Run(Cited):
 
         Args:
             num_samples: Number of draws.
+
+        Raises:
+            ValueError: If the fit got a ``DataLoader``.
         """
+        if loader_in(self.args) is not None:
+            raise ValueError(
+                "Run.sample: expected a run whose data are at hand; this one got a DataLoader. "
+                "Write: run.guide.sample_posterior(num_samples, x)."
+            )
         if isinstance(self.guide, PackedGuide):
             # All rows, also where the model subsamples inside its plate.
             return self.guide.sample_posterior(num_samples, *self.args)

@@ -13,13 +13,14 @@ from tqdm.auto import tqdm
 from pyro_ext._checks import Pair
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.training.batches import Step, batches_of, count_rows
+from pyro_ext.training.batches import Batches, Step, batches_of, count_rows
 from pyro_ext.training.callbacks import Progress
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.compiled.builder import buffers
 from pyro_ext.training.compiled.proof import unchanged
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.history import RECORD_EVERY, History
+from pyro_ext.training.loader import LoaderBatches, loader_in
 from pyro_ext.training.memory import Chunks
 from pyro_ext.training.nonfinite import Blowups
 from pyro_ext.training.optimizers import Optimizers
@@ -69,20 +70,29 @@ class Session:
             torch.manual_seed(settings.seed)
             if isinstance(loss, Annealed):
                 loss.start(settings.num_steps)
-            pair = Pair(model, guide, args, {})
-            self.params = self._chunks.run(
-                partial(find_parameters, pair, train=settings.train), settings.devices
-            )
+            loader, dealt = loader_in(args), None
+            if loader is not None:
+                dealt = LoaderBatches(model, guide, loader, settings.plate, ranks)
+            first = Step(args) if dealt is None else dealt.first
+            pair = Pair(model, guide, first.args, first.kwargs)
+            with first.context:
+                self.params = self._chunks.run(
+                    partial(find_parameters, pair, train=settings.train), settings.devices
+                )
             loss = self._chunks.loss
             trained = self.params.trained
             plate = settings.plate or getattr(guide, "plate", None)
             changing = buffers((model, guide, loss))
-            num_data = count_rows(pair, plate)
+            num_data = count_rows(pair, plate) if dealt is None else dealt.num_data
             self._changing, ranks.trained = changing, trained
             still = partial(unchanged, changing, trained[0].device)
             self.history = History(loss, num_data, still, ranks)
             order = settings.seed + _ORDER
-            self.batches = batches_of(model, args, settings.batch_size, plate, order, ranks)
+            self.batches: Batches = (
+                batches_of(model, args, settings.batch_size, plate, order, ranks)
+                if dealt is None
+                else dealt
+            )
             optim = settings.optim
             if isinstance(optim, Mapping):
                 optim = optimizer_by_side(optim, pair)
@@ -317,7 +327,7 @@ class Session:
         loss, learned = self._chunks.loss, self._chunks.loss.training_state()
         step = next(self.batches)
         with unchanged(), held(self.params.held), step.context:
-            loss.differentiable_loss(settings.model, settings.guide, *step.args)
+            loss.differentiable_loss(settings.model, settings.guide, *step.args, **step.kwargs)
         loss.load_training_state(learned)
         self.batches.load(start)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_ext.losses.loss import BoundLoss
@@ -47,7 +47,8 @@ class Settings:
 
     @property
     def devices(self) -> list[int]:
-        """The GPUs that the data are on."""
-        return sorted(
-            {a.device.index or 0 for a in self.args if isinstance(a, Tensor) and a.is_cuda}
-        )
+        """The GPUs that data and parameters are on."""
+        roots = [root for root in (self.model, self.guide) if isinstance(root, nn.Module)]
+        tensors = [a for a in self.args if isinstance(a, Tensor)]
+        tensors += [param for root in roots for param in root.parameters()]
+        return sorted({tensor.device.index or 0 for tensor in tensors if tensor.is_cuda})

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
@@ -116,7 +117,8 @@ class Stepper:
         for param in self._params:
             param.grad = None
         with pyro.validation_enabled(validate), step.context:
-            value = self._loss.differentiable_loss(self._model, self._guide, *step.args)
+            loss = partial(self._loss.differentiable_loss, self._model, self._guide)
+            value = loss(*step.args, **step.kwargs)
             finite = math.isfinite(value.item())
             if finite or self._ranks.size > 1:  # the others wait for a gradient
                 if not value.requires_grad:
@@ -125,13 +127,13 @@ class Stepper:
                         f"{self._loss!r} gives the model no gradient. Write: train='guide'."
                     )
                 value.backward()
-        loss, finite = self._averaged(value, finite=finite)
+        joint, finite = self._averaged(value, finite=finite)
         # Only a gradient tells whether it is sparse.
-        if self.optimizers is None and math.isfinite(loss.item()):
+        if self.optimizers is None and math.isfinite(joint.item()):
             self.optimizers = self._make_optimizers()
         if finite and self.optimizers is not None:
             self.optimizers.step()
-        return Taken(loss, finite, self._ranks.elsewhere)
+        return Taken(joint, finite, self._ranks.elsewhere)
 
     def _averaged(self, value: Tensor, *, finite: bool) -> tuple[Tensor, bool]:
         """Let the parameters have the gradient of all processes; return its loss."""

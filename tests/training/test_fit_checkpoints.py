@@ -180,17 +180,18 @@ def in_a_child(act, wait, number):
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 
 
-def kill_and_go_on(folder, kills, seed):
-    """Kill a run at random moments until it was let finish; return the end and what it shows."""
+def kill_and_go_on(folder, kills, seed, longest=0.25, **options):
+    """Kill a run at random moments, then let it finish; return how often it was still running."""
     slow = lambda progress: time.sleep(0.002)  # noqa: E731
     torch.manual_seed(1)
-    never, choice, died = fit(), random.Random(seed), 0
+    never, choice, died = fit(**options), random.Random(seed), 0
+    saving = px.Checkpoints(folder, every=1)
     for _ in range(kills):
         torch.manual_seed(1)
-        quick = partial(fit, folder, callbacks=[slow], checkpoints=px.Checkpoints(folder, every=1))
-        died += in_a_child(quick, choice.uniform(0.0, 0.25), signal.SIGKILL) == signal.SIGKILL
+        quick = partial(fit, folder, callbacks=[slow], checkpoints=saving, **options)
+        died += in_a_child(quick, choice.uniform(0.0, longest), signal.SIGKILL) == signal.SIGKILL
     torch.manual_seed(99 if list(folder.glob("step-*")) else 1)
-    same(fit(folder), never)
+    same(fit(folder, **options), never)
     return died
 
 
@@ -204,6 +205,21 @@ def test_kills(tmp_path):
 def test_a_hundred_kills(tmp_path):
     died = sum(kill_and_go_on(tmp_path / str(run), 4, seed=run) for run in range(25))
     assert died > 50
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_hundred_kills_of_compiled_runs(tmp_path):
+    kill = partial(kill_and_go_on, kills=4, longest=1.0, compile=True)
+    assert sum(kill(tmp_path / str(run), seed=run) for run in range(25)) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_kills_of_runs_compiled_by_inductor(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "BACKEND", "inductor")
+    died = kill_and_go_on(tmp_path, 5, seed=0, longest=30.0, compile=True, num_steps=200)
+    assert died > 0
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -1,5 +1,6 @@
 """What a fit says when something is not finite, and what it does then."""
 
+import random
 import re
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch.optim import SGD, Adam
 
 import pyro_ext as px
 from pyro_ext.testing import NormalLocal
+from pyro_ext.training import graphs
 
 quiet = partial(px.fit, progress=False)
 
@@ -129,21 +131,22 @@ class Guide(nn.Module):
             pyro.sample("z", dist.Normal(loc, scale.exp()).to_event(1))
 
 
-class Infinite(torch.autograd.Function):
-    """The identity, whose derivative is not finite once ``on`` is set."""
+class Faults:
+    """Tensors that spoil a layer's output once they are set; a compiled step reads them, too."""
 
-    on = False
+    def __init__(self):
+        self.gradient, self.factor = torch.zeros(()), torch.ones(())
 
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
+    def spoil_gradient(self, module, args, out):
+        """Return the output, whose derivative is not finite once ``gradient`` is one."""
+        off = 1 - self.gradient
+        return out + ((out - out.detach()).abs() + off).sqrt() - off.sqrt()
 
-    @staticmethod
-    def backward(ctx, grad):
-        return grad * float("nan") if Infinite.on else grad
+    def spoil_output(self, module, args, out):
+        return out * self.factor
 
 
-def faults(net, guide, x, rows):
+def faults(net, spoiled, x, rows):
     """From the name of a fault to what injects it, and how the message names it."""
 
     def data():
@@ -154,10 +157,10 @@ def faults(net, guide, x, rows):
             net.decoder.weight[0, 0] = float("nan")
 
     def gradient():
-        Infinite.on = True
+        spoiled.gradient.fill_(1.0)
 
     def output():
-        net.encoder[2].register_forward_hook(lambda module, args, out: out * float("inf"))
+        spoiled.factor.fill_(float("inf"))
 
     return {
         "data": (data, rf"the guide says: .*Argument 0 .*rows \[{rows}\]"),
@@ -167,32 +170,57 @@ def faults(net, guide, x, rows):
     }
 
 
-def inject(fault, number, *, nonfinite="raise", num_steps=12):
+def inject(fault, number, *, num_steps=12, compile=False, **options):
+    """Return a fit into which a fault is put after a step, how it is named, and the pair."""
     torch.manual_seed(number)
-    Infinite.on = False
-    net, x = Injected(), torch.randn(10, 2)
-    net.encoder[1].register_forward_hook(lambda module, args, out: Infinite.apply(out))
+    net, x, spoiled = Injected(), torch.randn(10, 2), Faults()
+    net.encoder[1].register_forward_hook(spoiled.spoil_gradient)
+    net.encoder[2].register_forward_hook(spoiled.spoil_output)
     guide, row = Guide(net), number % 10
-    act, match = faults(net, guide, x, row)[fault]
+    act, match = faults(net, spoiled, x, row)[fault]
 
     def callback(progress):
         if progress.step == number:
             act()
 
-    options = {"num_steps": num_steps, "seed": number, "callbacks": [callback]}
-    run = partial(quiet, net.model, guide, px.ELBO(), x, partial(Adam, lr=0.01), **options)
-    return partial(run, nonfinite=nonfinite), match, (net, guide)
+    given = {"num_steps": num_steps, "seed": number, "callbacks": [callback], "compile": compile}
+    adam = partial(Adam, lr=0.01)
+    fit = partial(quiet, net.model, guide, px.ELBO(), x, adam, **given, **options)
+    return fit, match, (net, guide)
 
 
-@pytest.mark.parametrize("number", [0, 3, 8])
-@pytest.mark.parametrize("fault", ["data", "parameter", "gradient", "encoder"])
-def test_each_fault_is_named(fault, number):
-    fit, match, (net, guide) = inject(fault, number)
+def check_fault(fault, number, **options):
+    fit, match, (net, guide) = inject(fault, number, num_steps=number + 4, **options)
     with pytest.raises(ValueError, match=rf"(?s)at step {number + 1}\. .*") as caught:
         fit()
     assert re.search(f"(?s){match}", str(caught.value)), str(caught.value)
     params = (*net.parameters(), *guide.parameters())
     assert fault == "parameter" or all(torch.isfinite(p).all() for p in params)
+
+
+FAULTS = ["data", "parameter", "gradient", "encoder"]
+
+
+@pytest.mark.parametrize("number", [0, 3, 8])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_named(fault, number):
+    check_fault(fault, number)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_of_a_compiled_step_is_named(fault, monkeypatch):
+    monkeypatch.setattr(graphs, "BACKEND", "graph")
+    check_fault(fault, 5, compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile", [False, True])
+def test_fifty_faults_at_random_steps(compile, monkeypatch):
+    monkeypatch.setattr(graphs, "BACKEND", "graph")
+    choice = random.Random(0)
+    for _ in range(50):
+        pyro.clear_param_store()
+        check_fault(choice.choice(FAULTS), choice.randrange(150), compile=compile)
 
 
 def spiked(rate, at):
@@ -250,6 +278,14 @@ def test_a_fit_that_is_never_finite_again_ends_with_an_error():
         pytest.raises(ValueError, match="100 times in a row"),
     ):
         fit()
+
+
+def test_a_run_that_froze_is_no_plateau():
+    plateau = px.Plateau(window=40, z=5.0, patience=1)
+    fit, _, _ = inject("encoder", 50, nonfinite="skip", num_steps=130, plateau=plateau)
+    with pytest.warns(UserWarning, match="left out"):
+        run = fit()
+    assert run.stopped == "num_steps=130 reached; 79 steps were left out as not finite"
 
 
 def test_other_ways():

@@ -193,6 +193,22 @@ def test_tensorboard_says_what_to_install():
         pytest.skip("tensorboard is installed")
 
 
+def test_tensorboard_gets_loss_bound_and_holdout(tmp_path):
+    pytest.importorskip("tensorboard", reason="the package tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = px.TensorBoard(str(tmp_path))
+    options = {"num_steps": 101, "seed": 0, "callbacks": [writer]}
+    run = quiet(
+        local, amortized(), px.IWAE(2), X, adam, holdout=px.Holdout(X, every=25), **options
+    )
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {name: [e.value for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+    np.testing.assert_allclose(found["loss"], run.losses[::50], rtol=1e-6)
+    np.testing.assert_allclose(found["elbo_per_datum"], run.elbo_per_datum, rtol=1e-6)
+    assert len(found["holdout_per_datum"]) == 2
+
+
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_a_longer_run_is_one_that_was_longer_from_the_start(batch_size):
     options = {"batch_size": batch_size, "seed": 0}

@@ -15,6 +15,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 import torch.distributed as distributed
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from training import ranks_job as job
 
 import pyro_ext as px
@@ -126,6 +127,28 @@ def test_compiled_steps_are_the_eager_ones(tmp_path, monkeypatch):
         assert compiled.pop("compiled").startswith("from step 1 on")
         assert eager.pop("compiled") == "no: compile=False"
         same(compiled, eager, rtol=1e-9, atol=1e-12)
+
+
+def test_loaders_with_a_sampler_of_their_own(tmp_path):
+    """Next to without noise: draws have a standard deviation of 1e-6, the entropy is exact."""
+
+    def act(rank=None):
+        torch.manual_seed(1)
+        data = TensorDataset(job.X)
+        sampler = None if rank is None else DistributedSampler(data, shuffle=False)
+        loader = DataLoader(data, 6 if rank is None else 3, sampler=sampler)
+        model = job.Model("local")
+        guide = job.amortized(model, init_scale=1e-6)
+        guide.setup(job.X)
+        still = partial(torch.optim.SGD, lr=0.0)
+        loss = px.ELBO(form="entropy")
+        run = px.fit(model, guide, loss, loader, still, num_steps=4, seed=0, progress=False)
+        return torch.tensor(run.losses)
+
+    alone = act()
+    for ours in in_ranks(act, tmp_path):
+        torch.testing.assert_close(ours, alone, rtol=0, atol=1e-3)
+    assert alone[0] != alone[1]
 
 
 def test_each_process_has_noise_of_its_own_and_the_parameters_of_the_first(tmp_path):
@@ -267,10 +290,24 @@ def test_what_is_not_finite_in_one_process_is_named_there_and_told_in_the_others
     assert re.search(rf"(?s)at step {found[1]}\. .*rows \[8\]", other), other
 
 
+def subsampled(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x), subsample_size=3) as rows:
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x[rows])
+
+
 REFUSED = {
     "other data": (
         lambda rank: px.fit(job.Model("local"), data=job.X + rank),
         r"expected the data to be the same in all 2 processes.*with all rows",
+    ),
+    "a loader of the same rows": (
+        lambda rank: px.fit(job.Model("local"), data=DataLoader(TensorDataset(job.X), 4)),
+        r"expected a loader that gives each of the 2 processes rows of its own.*Distributed",
+    ),
+    "a subsample of its own": (
+        lambda rank: px.fit(subsampled, data=job.X, batch_size=3),
+        r"written for the rows .* plate 'data' with a subsample_size of its own",
     ),
     "a critic": (
         lambda rank: px.fit(job.Model("local"), None, px.Adversarial(4), job.X),

@@ -24,6 +24,8 @@ from pyro_ext.training.compiled.watch import Watch
 
 __all__ = ["Built", "buffers", "build"]
 
+Entered = tuple[AbstractContextManager[Any], tuple[Any, ...]]
+
 _LARGEST = 20_000
 
 
@@ -91,7 +93,7 @@ def build(
     skipped: Tensor,
     *,
     backend: str,
-    within: Callable[[Tensor], AbstractContextManager[Any]] | None = None,
+    within: Callable[[tuple[Any, ...]], Entered] | None = None,
 ) -> Built:
     """Record a step, compile it, and prove it.
 
@@ -102,8 +104,8 @@ def build(
         optimizer: The optimizer, which knows them.
         skipped: Counter of the steps that were not applied.
         backend: ``"inductor"`` or ``"graph"``.
-        within: If given, the first argument is not the model's: this makes of it the context that
-            the loss runs in.
+        within: If given, makes of the arguments the context that the loss runs in, and the
+            model's own arguments.
 
     Raises:
         Unsuitable: If the step cannot be made into a graph, or is not the eager one.
@@ -127,7 +129,7 @@ def build(
         args, kwargs = call.rebuilt(tensors)
         context: AbstractContextManager[Any] = nullcontext()
         if within is not None:
-            context, args = within(args[0]), args[1:]
+            context, args = within(args)
         with pyro.validation_enabled(is_validate=False), torch.enable_grad(), context:
             return differentiable(model, guide, *args, **kwargs)
 

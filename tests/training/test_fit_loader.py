@@ -1,0 +1,173 @@
+"""Fits from a DataLoader: its batches, its order, the scale of the data plate."""
+
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import pyro_ext as px
+from pyro_ext.training import graphs
+
+X = torch.linspace(-2, 3, 10)
+quiet = partial(px.fit, progress=False)
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class Encoder(nn.Module):
+    def forward(self, x):
+        return x.unsqueeze(-1)
+
+
+def amortized(model=model, **options):
+    torch.manual_seed(0)
+    return px.AutoAmortized(model, Encoder(), **options)
+
+
+class Maps(torch.utils.data.Dataset):
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, row):
+        return {"x": X[row]}
+
+
+def loader_of(data, **options):
+    return DataLoader(data, **{"batch_size": 4, "shuffle": True, **options})
+
+
+LOADERS = {
+    "tensors": lambda **options: loader_of(X.tolist(), collate_fn=torch.tensor, **options),
+    "tuples": lambda **options: loader_of(TensorDataset(X), **options),
+    "maps": lambda **options: loader_of(Maps(), **options),
+}
+
+
+def check_scale(pair, loader, *whole):
+    """Assert that the mean over an epoch of equal batches is the loss of all rows.
+
+    There is next to no noise: the draws have a standard deviation of 1e-6, the entropy is exact.
+    """
+    loss, still = px.ELBO(form="entropy"), partial(torch.optim.SGD, lr=0.0)
+    run = quiet(*pair, loss, loader, still, num_steps=2, seed=0)
+    assert run.losses.mean() == pytest.approx(loss.loss(*pair, *whole), abs=1e-3)
+    assert np.ptp(run.losses) > 1
+    assert run.num_data == 10
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_data_plate_is_scaled(name):
+    check_scale((model, amortized(init_scale=1e-6)), LOADERS[name](batch_size=5), X)
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_row_is_seen_once_an_epoch_in_a_new_order(name):
+    seen = []
+    guide = amortized()
+    guide.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append([*args, *kwargs.values()][0].tolist()),
+        with_kwargs=True,
+    )
+    quiet(model, guide, px.ELBO(), LOADERS[name](), num_steps=6, seed=0, compile=False)
+    first, second = seen[-6:-3], seen[-3:]
+    for epoch in (first, second):
+        assert sorted(row for rows in epoch for row in rows) == X.tolist()
+    assert first != second
+
+
+@pytest.mark.parametrize("generator", [None, 5])
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, generator, tmp_path):
+    def fit(folder=None, **options):
+        own = None if generator is None else torch.Generator().manual_seed(generator)
+        saving = {} if folder is None else {"checkpoints": px.Checkpoints(folder, every=4)}
+        loader = LOADERS[name](generator=own)
+        return quiet(
+            model, amortized(), px.IWAE(2), loader, num_steps=20, seed=0, **saving, **options
+        )
+
+    def stop(progress):
+        if progress.step == 10:
+            raise KeyError("stopped here")
+
+    never = fit()
+    with pytest.raises(KeyError, match="stopped here"):
+        fit(tmp_path, callbacks=[stop])
+    torch.manual_seed(99)
+    assert np.array_equal(fit(tmp_path).losses, never.losses)
+
+
+def test_compiled_steps_are_the_eager_ones(monkeypatch):
+    monkeypatch.setattr(graphs, "BACKEND", "graph")
+    for name in LOADERS:
+        losses = []
+        for compile in (True, False):
+            options = {"num_steps": 20, "seed": 0, "compile": compile}
+            run = quiet(model, amortized(), px.ELBO(), LOADERS[name](), **options)
+            losses.append(run.losses)
+            assert run.compiled.startswith("from step 1 on" if compile else "no")
+        np.testing.assert_allclose(*losses, rtol=1e-10)
+
+
+def test_a_model_that_is_given_its_rows_needs_no_scale():
+    def given(x, rows):
+        with pyro.plate("data", 10, subsample=rows):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    rows = torch.arange(10)
+    guide = px.AutoPerDatapoint(given, init_scale=1e-6)
+    check_scale((given, guide), loader_of(TensorDataset(X, rows), batch_size=5), X, rows)
+
+
+def test_faults_are_named():
+    bad = X.clone()
+    bad[7] = float("nan")
+    loader = loader_of(TensorDataset(bad), shuffle=False)
+    with pytest.raises(ValueError, match=r"not finite in rows \[3\]"):
+        quiet(model, amortized(), px.ELBO(), loader, num_steps=9, seed=0)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(X)
+
+
+REFUSED = {
+    "a table": (
+        lambda: quiet(model, px.AutoPerDatapoint(model), px.ELBO(), LOADERS["tuples"]()),
+        r"which of the 10 rows of plate 'data' a batch has.*a DataLoader, which does not tell",
+    ),
+    "no length": (
+        lambda: quiet(model, amortized(), px.ELBO(), DataLoader(Stream(), batch_size=4)),
+        r"expected a loader that knows how many rows there are, to scale plate 'data'",
+    ),
+    "two sizes of a batch": (
+        lambda: quiet(model, amortized(), px.ELBO(), LOADERS["maps"](), batch_size=3),
+        r"expected a DataLoader without batch_size, as it has its own; got 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(name):
+    act, match = REFUSED[name]
+    with pytest.raises(ValueError, match=match):
+        act()
+
+
+def test_a_run_without_its_data_says_what_to_write():
+    run = quiet(model, amortized(), px.ELBO(), LOADERS["maps"](), num_steps=2, seed=0)
+    with pytest.raises(ValueError, match=r"run\.guide\.sample_posterior\(num_samples, x\)"):
+        run.sample(3)
+    with pytest.raises(ValueError, match=r"px\.evidence\(run\.model, run\.guide, x\)"):
+        px.evidence(run)

@@ -71,6 +71,32 @@ def test_nested_weights_give_evidence_and_moments():
     assert_mean(torch.stack(drawn), (mean + 4 * X) / 5)
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_globals_that_the_guide_misses_are_found(seed):
+    """The guide's mu is half a unit off, and its locals do not answer to it."""
+    guide = default_guide(hierarchy, (X,), None)
+    guide.setup(X)
+    with torch.no_grad():
+        guide.global_params.copy_(torch.tensor([0.5, -1.5]))
+        guide.local_params[:, 0] = X
+        guide.local_params[:, 1] = 0.0
+    before = guide.global_params
+    precision = 1 / 4 + len(X) / 1.25
+    options = {"num": 1000, "inner": 8, "num_data": len(X)}
+    torch.manual_seed(seed)
+    assert nested_pool(hierarchy, guide, (X,), **options).pool.k_hat > 0.4
+    found = nested_pool(hierarchy, guide, (X,), **options, limit=0.025)
+    assert guide.global_params is before
+    assert guide.groups[0].family == px.FullCovariance()
+    mean, sd, by_mean, by_sd = found.pool.moments(found.pool.z)
+    assert found.pool.k_hat < 0.4
+    assert max(by_mean.item(), by_sd.item()) < 0.025
+    error = (mean - X.sum() / 1.25 / precision) * math.sqrt(precision)
+    assert abs(error.item()) < 4 * by_mean.item()
+    assert abs(sd.item() * math.sqrt(precision) - 1) < 4 * by_sd.item()
+    assert abs(found.own.mean() - 0.5) < 0.05
+
+
 @pytest.mark.parametrize(
     ("model", "kind", "names"),
     [

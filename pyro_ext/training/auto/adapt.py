@@ -63,7 +63,9 @@ def adapted_pool(
         return best[0]
     while True:
         best = draw(best[1], num)
-        if error(best) <= limit or 2 * num > max_num:
+        # Errors fall with the root of the number of draws, at best.
+        hopeless = error(best) * (num / max_num) ** 0.5 > limit
+        if error(best) <= limit or 2 * num > max_num or hopeless:
             return best[0]
         num *= 2
 

@@ -11,11 +11,11 @@ from pyro_ext.training.auto.density import Density
 __all__ = ["Movable", "ascend"]
 
 _BATCH = 64
-_STEPS = (500, 1000)
+_STEPS = (500, 1000, 2000)
 _HELD_OUT = 2048
 _MAX_NORM = 10.0
 _SIGMAS = 3.0
-_WORTH = 0.02
+_WORTH = 0.05
 """Nats for which another round of steps is worth its cost."""
 
 

@@ -52,7 +52,17 @@ class Part:
         Args:
             z: Points.
         """
-        noise, log_det = self.q.inverse(z)
+        return self.log_density(*self.q.inverse(z))
+
+    def log_density(
+        self, noise: Float[Tensor, " draws dim"], log_det: Tensor
+    ) -> Float[Tensor, " draws"]:
+        """Return the log density of points whose noise is known.
+
+        Args:
+            noise: ε.
+            log_det: Log |det ∂z/∂ε|.
+        """
         square, dim, nu = noise.square().sum(-1), self.dim, self.degrees
         if nu == math.inf:
             log_q = -0.5 * square - dim / 2 * math.log(2 * math.pi)
@@ -208,7 +218,11 @@ def draw_pool(
     """
     share = num // len(parts)
     z = torch.cat([part.draw(share, generator) for part in parts]).to(density.dtype)
-    log_mixture = torch.stack([part.log_prob(z) for part in parts]).logsumexp(0)
+    # A flow is dear to invert, and a map and its heavier copy have one inverse.
+    maps = {id(part.q): part.q for part in parts}
+    inverses = {key: q.inverse(z) for key, q in maps.items()}
+    densities = [part.log_density(*inverses[id(part.q)]) for part in parts]
+    log_mixture = torch.stack(densities).logsumexp(0)
     log_w = density.value(z) - log_mixture + math.log(len(parts))
     return weighted(z, log_w)
 

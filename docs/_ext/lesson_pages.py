@@ -54,8 +54,9 @@ def page(script: Path) -> str:
             stale = CHANGED if record["digest"] != digest(script) else ""
             parts = [title, rest, introduction, stale]
         printed = left["printed"]
-        if claims:  # the end of a lesson prints them, and the page has a table of them
+        if claims:  # a lesson prints its title and its claims, which the page has already
             printed = printed.partition(f"- {claims[0]['text']}\n")[0]
+            printed = printed.removeprefix(f"{record['title']}\n")
         if printed.strip():
             parts.append(fenced("text", printed.strip("\n")))
         parts += [f"![Figure of {script.stem}]({figure})" for figure in left["figures"]]

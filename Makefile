@@ -2,9 +2,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help compare tutorials test test-all lint format bench-speed
+.PHONY: help compare tutorials test test-all lint format bench-speed docs docs-record
 
 help:
 	@echo "make compare [ARGS='--list']   compare posteriors on real data, in a table and figures"
@@ -12,6 +13,8 @@ help:
 	@echo "make test                      lint, types, tests and doctests, but for the slow ones"
 	@echo "make test-all                  the same with the slow ones"
 	@echo "make bench-speed               step times against plain torch, Pyro and NumPyro"
+	@echo "make docs                      the site, in build/site/index.html; warnings are errors"
+	@echo "make docs-record               run the lessons in full, and keep what the site shows of them"
 	@echo "make lint                      lint and types only"
 	@echo "make format                    sort the imports and format the code"
 
@@ -38,6 +41,13 @@ bench-speed: export OMP_NUM_THREADS ?= 1
 bench-speed: $(STAMP)
 	taskset --cpu-list 0 $(BIN)/python benchmarks/speed/steps.py --out benchmarks/speed/result $(ARGS)
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/site $(ARGS)
+	@echo "build/site/index.html"
+
+docs-record: $(STAMP)
+	$(BIN)/python docs/record.py $(ARGS)
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
@@ -45,4 +55,8 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

@@ -10,7 +10,7 @@ __all__ = ["page", "setup"]
 DOCS = Path(__file__).resolve().parents[1]
 TUTORIALS = DOCS.parent / "tutorials"
 LESSONS = DOCS / "lessons"
-SCRIPTS = [s for s in sorted(TUTORIALS.glob("[!_]*.py")) if (LESSONS / f"{s.stem}.json").exists()]
+SCRIPTS = sorted(TUTORIALS.glob("[!_]*.py"))
 
 INTRODUCTION = """
 ```{{admonition}} A script that runs
@@ -43,7 +43,12 @@ def table(claims: list[dict[str, str]]) -> str:
 
 def page(script: Path) -> str:
     """Return the page of a lesson, in Markdown."""
-    record = json.loads((LESSONS / f"{script.stem}.json").read_text())
+    kept = LESSONS / f"{script.stem}.json"
+    if not kept.exists():
+        raise FileNotFoundError(
+            f"no run of {script.name}. Write: python docs/record.py {script.stem}"
+        )
+    record = json.loads(kept.read_text())
     claims = record["claims"]
     parts: list[str] = []
     for cell, left in zip(cells(script), record["cells"], strict=True):

@@ -2,9 +2,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 WORKERS ?= 2
 BIN := .venv/bin
 STAMP := .venv/.installed
+DOCS_STAMP := .venv/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help compare tutorials test test-all lint format package-check
+.PHONY: help compare tutorials test test-all lint format package-check docs docs-record
 .PHONY: bench bench-speed bench-accuracy bench-iwae bench-report
 
 help:
@@ -18,6 +19,8 @@ help:
 	@echo "make bench-iwae DATA=FILE      VAE and IWAE on MNIST"
 	@echo "make bench-report              results to the tables of docs/benchmarks.md"
 	@echo "make package-check             build, install into an empty environment, and try the wheel"
+	@echo "make docs                      the site, in build/site/index.html; warnings are errors"
+	@echo "make docs-record               run the lessons in full, and keep what the site shows of them"
 	@echo "make lint                      lint and types only"
 	@echo "make format                    sort the imports and format the code"
 
@@ -63,6 +66,13 @@ package-check: $(STAMP)
 	build/package/env/bin/python -m pip install --constraint constraints.txt build/package/dist/*.whl
 	cd build/package && env/bin/python ../../tests/packaging/smoke.py env
 
+docs: $(DOCS_STAMP)
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/site $(ARGS)
+	@echo "build/site/index.html"
+
+docs-record: $(STAMP)
+	$(BIN)/python docs/record.py $(ARGS)
+
 format: $(STAMP)
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
@@ -70,4 +80,8 @@ format: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

@@ -66,7 +66,7 @@ def record(name: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         left = run(script, Path(folder))
         claims = Path(folder, f"{name}.json")
-        found = json.loads(claims.read_text())["claims"] if claims.exists() else []
+        found = json.loads(claims.read_text()) if claims.exists() else {"title": "", "claims": []}
         for cell in left:
             cell["figures"] = [
                 keep(path, figure_name(name, path.relative_to(folder))) for path in cell["figures"]
@@ -76,7 +76,8 @@ def record(name: str) -> None:
         "digest": digest(script),
         "date": datetime.date.today().isoformat(),
         "seconds": round(time.process_time() - start),
-        "claims": found,
+        "title": found["title"],
+        "claims": found["claims"],
         "cells": left,
     }
     (KEPT / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")

@@ -51,6 +51,7 @@ from pyro_ext.losses import IWAE as IWAE
 from pyro_ext.losses import MIWAE as MIWAE
 from pyro_ext.losses import PIWAE as PIWAE
 from pyro_ext.losses import Annealed as Annealed
+from pyro_ext.losses import BoundLoss as BoundLoss
 from pyro_ext.losses import CosineSchedule as CosineSchedule
 from pyro_ext.losses import JackknifeIWAE as JackknifeIWAE
 from pyro_ext.losses import LinearSchedule as LinearSchedule

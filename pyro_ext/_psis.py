@@ -25,6 +25,11 @@ class KHat:
     Args:
         values: One k-hat for each set of weights, shape ``batch``.
         num_draws: Number S of draws behind each.
+
+    Example:
+        >>> found = KHat(torch.tensor([0.1, 0.9]), num_draws=1000)
+        >>> round(found.threshold, 2), found.share_above
+        (0.67, 0.5)
     """
 
     values: Float[Tensor, " *batch"]

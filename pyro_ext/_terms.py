@@ -125,6 +125,13 @@ class Term:
         log_strata: Log of how often each particle counts, shape ``(particles, *batch)``, where
             mixtures shared out the particles; else None.
         log_outer_strata: The same for outer draws, broadcastable to ``batch``, or None.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.zeros(3))
+        >>> (term,) = px.log_weights(exact.model, exact.guide, exact.x, num_particles=5).terms
+        >>> term.log_w.shape  # (particles, *batch)
+        torch.Size([5, 3])
     """
 
     log_p: Float[Tensor, " particles *batch"]

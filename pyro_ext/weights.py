@@ -28,6 +28,13 @@ class LogWeights:
         model_trace: Pyro's trace of the model; particles are the batch dims left of the plates.
         guide_trace: Pyro's trace of the guide.
         max_plate_nesting: Number of batch dims that belong to plates.
+
+    Example:
+        >>> from pyro_ext.testing import NormalHierarchy
+        >>> exact = NormalHierarchy(torch.zeros(3))
+        >>> found = px.log_weights(exact.model, exact.guide, exact.x, num_particles=5, num_outer=2)
+        >>> [term.plates for term in found.terms]
+        [(), ('data',)]
     """
 
     terms: tuple[Term, ...]

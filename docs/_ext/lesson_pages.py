@@ -10,7 +10,7 @@ __all__ = ["page", "setup"]
 DOCS = Path(__file__).resolve().parents[1]
 TUTORIALS = DOCS.parent / "tutorials"
 LESSONS = DOCS / "lessons"
-SCRIPTS = [s for s in sorted(TUTORIALS.glob("[!_]*.py")) if (LESSONS / f"{s.stem}.json").exists()]
+SCRIPTS = sorted(TUTORIALS.glob("[!_]*.py"))
 
 INTRODUCTION = """
 ```{{admonition}} A script that runs
@@ -43,7 +43,12 @@ def table(claims: list[dict[str, str]]) -> str:
 
 def page(script: Path) -> str:
     """Return the page of a lesson, in Markdown."""
-    record = json.loads((LESSONS / f"{script.stem}.json").read_text())
+    kept = LESSONS / f"{script.stem}.json"
+    if not kept.exists():
+        raise FileNotFoundError(
+            f"no run of {script.name}. Write: python docs/record.py {script.stem}"
+        )
+    record = json.loads(kept.read_text())
     claims = record["claims"]
     parts: list[str] = []
     for cell, left in zip(cells(script), record["cells"], strict=True):
@@ -54,8 +59,9 @@ def page(script: Path) -> str:
             stale = CHANGED if record["digest"] != digest(script) else ""
             parts = [title, rest, introduction, stale]
         printed = left["printed"]
-        if claims:  # the end of a lesson prints them, and the page has a table of them
+        if claims:  # a lesson prints its title and its claims, which the page has already
             printed = printed.partition(f"- {claims[0]['text']}\n")[0]
+            printed = printed.removeprefix(f"{record['title']}\n")
         if printed.strip():
             parts.append(fenced("text", printed.strip("\n")))
         parts += [f"![Figure of {script.stem}]({figure})" for figure in left["figures"]]

@@ -22,6 +22,10 @@ class Estimate:
     Args:
         value: The estimate.
         se: Its standard error.
+
+    Example:
+        >>> print(Estimate(-31.3113, 0.0123))
+        -31.311 ± 0.012
     """
 
     value: float
@@ -39,7 +43,13 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Elements:
-    """Values and standard errors per datapoint, or of the joint weight as a scalar."""
+    """Values and standard errors per datapoint, or of the joint weight as a scalar.
+
+    Example:
+        >>> found = Elements(torch.tensor([1.0, 2.0]), torch.tensor([0.3, 0.4]))
+        >>> print(found.total())
+        3.00 ± 0.50
+    """
 
     value: Float[Tensor, " *batch"]
     se: Float[Tensor, " *batch"]

@@ -42,6 +42,13 @@ class Annealing:
             by more than its standard error, which those few chains cannot know.
         log_weights: Log weights of the forward chains, shape ``(num_chains, *batch)``.
         simulated: The data and latents that were simulated, if they were.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.tensor([0.0, 2.0]))
+        >>> found = px.ais(exact.model, exact.guide, exact.x, num_chains=8, num_temperatures=3)
+        >>> found.reliable, found.upper  # an upper bound is of simulated data only
+        (True, None)
     """
 
     lower: Estimate

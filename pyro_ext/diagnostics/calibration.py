@@ -34,6 +34,13 @@ class Calibration:
         scores: By site, (truth - mean) / sd, same shape.
         num_draws: Number of draws behind each rank.
         refits: Number of fits that were made.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.zeros(200))
+        >>> found = px.sbc(exact.model, exact.guide, exact.x, num_draws=99, seed=0)
+        >>> found.pit["z"].shape, found.refits
+        ((200,), 0)
     """
 
     pit: dict[str, Array]

@@ -26,6 +26,18 @@ class Comparison:
         results: What was found about each guide.
         reference: Reference moments, or None.
         exact_evidence: Exact log evidence, or None.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.tensor([0.0, 2.0]))
+        >>> families = {"mean field": px.Diagonal(), "full": px.FullCovariance()}
+        >>> fits = {
+        ...     name: px.fit(exact.model, data=exact.x, family=family, num_steps=20, seed=0)
+        ...     for name, family in families.items()
+        ... }
+        >>> found = px.compare(fits, num_samples=200)
+        >>> list(found.results), found.choice.startswith("Use ")
+        (['mean field', 'full'], True)
     """
 
     results: dict[str, Result]

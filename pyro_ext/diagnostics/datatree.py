@@ -145,6 +145,15 @@ def from_mcmc(mcmc: Any, *, dims: Dims | None = None, coords: Coords | None = No
 
     Raises:
         TypeError: If it is no MCMC object.
+
+    Example:
+        >>> from pyro.infer import MCMC, NUTS
+        >>> def model():
+        ...     pyro.sample("mu", dist.Normal(0.0, 1.0))
+        >>> mcmc = MCMC(NUTS(model), num_samples=20, warmup_steps=20, disable_progbar=True)
+        >>> mcmc.run()
+        >>> from_mcmc(mcmc).posterior["mu"].shape
+        (1, 20)
     """
     if not hasattr(mcmc, "get_samples"):
         raise TypeError(

@@ -40,6 +40,12 @@ class Distances:
         mmd: Squared maximum mean discrepancy, with its permutation p-value.
         classifier: Held-out accuracy of a classifier, with its p-value; 0.5 if it sees nothing.
         ecdf: Largest difference of the distribution functions of each marginal.
+
+    Example:
+        >>> draws = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
+        >>> found = px.distances({"mu": 1 + draws[0]}, {"mu": draws[1]})
+        >>> bool(found.sliced_wasserstein > 0.8), found.mmd.p_value < 0.01
+        (True, True)
     """
 
     marginals: Distance

@@ -34,6 +34,14 @@ class Gaps:
         k_hat: k-hat of the weights behind ``log_evidence``; None where that was given.
         seconds: Seconds of the guide's fit (None if not known) and of the fit of q*.
         num_params: Number of parameters of the guide and of q*.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.tensor([0.0, 2.0]))
+        >>> guide = px.AutoAmortized(exact.model, lambda x: x.unsqueeze(-1))
+        >>> found = px.gaps(exact.model, guide, exact.x, num_samples=100, num_steps=50, seed=0)
+        >>> found.amortization.value.shape
+        torch.Size([2])
     """
 
     approximation: Elements

@@ -40,6 +40,12 @@ def k_hat_joint(
         chunk_size: Largest number of (draw, row of the data) pairs computed at a time.
         seed: Seed; the caller's random state stays as it was.
         **kwargs: Keyword arguments of both.
+
+    Example:
+        >>> from pyro_ext.testing import NormalGlobal
+        >>> exact = NormalGlobal(torch.zeros(5))
+        >>> k_hat_joint(exact.model, exact.guide, exact.x, num_samples=100).verdict
+        'good'
     """
     target = resolve("k_hat_joint", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
@@ -77,6 +83,12 @@ def k_hat_per_datapoint(
 
     Raises:
         ValueError: If the guide has no latents in a data plate.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.zeros(5))
+        >>> k_hat_per_datapoint(exact.model, exact.guide, exact.x, num_samples=100).values.shape
+        torch.Size([5])
     """
     target = resolve("k_hat_per_datapoint", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:

@@ -33,6 +33,20 @@ class Family(Cited, ABC):
     for the distribution. A family of flows has networks too, which all π share: it builds them and
     the guide keeps them. To add a family, write its three abstract
     methods, and the others where it can; ``papers`` says what to cite for it.
+
+    Example:
+        >>> class Laplace(px.Family):
+        ...     def num_params(self, dim):
+        ...         return 2 * dim
+        ...     def initial_params(self, loc, scale):
+        ...         return torch.cat([loc, (scale.expand_as(loc) / 2**0.5).log()], -1)
+        ...     def distribution(self, params, dim, network=None):
+        ...         loc, log_scale = params.split(dim, -1)
+        ...         return dist.Laplace(loc, log_scale.exp()).to_event(1)
+        >>> def model():
+        ...     pyro.sample("mu", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+        >>> px.AutoJoint(model, family=Laplace()).sample_posterior(10)["mu"].shape
+        torch.Size([10, 2])
     """
 
     @property

@@ -6,6 +6,7 @@ from pyro_ext.losses.cubo import CUBO as CUBO
 from pyro_ext.losses.elbo import ELBO as ELBO
 from pyro_ext.losses.iwae import IWAE as IWAE
 from pyro_ext.losses.jackknife import JackknifeIWAE as JackknifeIWAE
+from pyro_ext.losses.loss import BoundLoss as BoundLoss
 from pyro_ext.losses.miwae import MIWAE as MIWAE
 from pyro_ext.losses.piwae import PIWAE as PIWAE
 from pyro_ext.losses.renyi import Renyi as Renyi
@@ -22,6 +23,7 @@ __all__ = [
     "MIWAE",
     "PIWAE",
     "Annealed",
+    "BoundLoss",
     "CosineSchedule",
     "JackknifeIWAE",
     "LinearSchedule",

@@ -50,6 +50,20 @@ class BoundLoss(Cited, pyro.infer.ELBO):
 
     A loss object holds no state of a model or guide, so that one object serves any number of
     pairs.
+
+    Example:
+        >>> class Median(px.BoundLoss):
+        ...     estimators = ("reparam",)
+        ...     def __init__(self, num_particles=10, *, estimator="reparam"):
+        ...         super().__init__(num_particles, estimator=estimator)
+        ...     def _options(self):
+        ...         return {"num_particles": self.num_particles}
+        ...     def _bound(self, log_weights, *, log_strata=None):
+        ...         return log_weights.median(0).values
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.tensor([0.0, 2.0]))
+        >>> round(Median(5).loss(exact.model, exact.guide, exact.x), 3)
+        3.531
     """
 
     estimators: ClassVar[tuple[str, ...]]

@@ -17,6 +17,7 @@ from pyro_ext.ratio.game import Stability as Stability
 from pyro_ext.ratio.gan import maximum_likelihood as maximum_likelihood
 from pyro_ext.ratio.gan import minimax as minimax
 from pyro_ext.ratio.gan import non_saturating as non_saturating
+from pyro_ext.ratio.objective import Bound as Bound
 from pyro_ext.ratio.objective import Objective as Objective
 from pyro_ext.ratio.phase_portrait import phase_portrait as phase_portrait
 from pyro_ext.ratio.report import CriticReport as CriticReport
@@ -28,6 +29,7 @@ from pyro_ext.ratio.trainer import r1_penalty as r1_penalty
 __all__ = [
     "DIVERGENCES",
     "Adversarial",
+    "Bound",
     "CriticReport",
     "CriticTrainer",
     "DensityRatio",

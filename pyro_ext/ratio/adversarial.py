@@ -18,7 +18,7 @@ from pyro_ext.ratio.contrast import CONTRASTS, Scene
 from pyro_ext.ratio.critics import MLPCritic
 from pyro_ext.ratio.estimate import RatioEstimate, kl_estimate, mean_and_se, warn_of
 from pyro_ext.ratio.latents import Elements
-from pyro_ext.ratio.objective import Objective
+from pyro_ext.ratio.objective import Bound, Objective
 from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
 
 __all__ = ["Adversarial"]
@@ -102,7 +102,7 @@ class Adversarial(BoundLoss):
         *,
         contrast: str = "prior",
         critic: Callable[[int], nn.Module] | None = None,
-        bound: str = "jsd",
+        bound: str | Bound = "jsd",
         critic_optim: Optim | None = None,
         critic_steps: int = 2,
         warmup: int = 500,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_ext._cited import references_of
 from pyro_ext.ratio.fitted import FittedRatio
-from pyro_ext.ratio.objective import Objective
+from pyro_ext.ratio.objective import Bound, Objective
 from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
 
 __all__ = ["DensityRatio"]
@@ -24,7 +24,8 @@ class DensityRatio(FittedRatio):
     Args:
         critic: Module from ``(*batch, dim)`` to ``batch``, e.g. ``px.ratio.MLPCritic(dim)``.
         bound: What it climbs: ``"jsd"`` (logistic), ``"nwj"``, ``"dv"``, ``"infonce"``, or
-            ``"f:"`` and the name of an f-divergence, e.g. ``"f:chi2"``.
+            ``"f:"`` and the name of an f-divergence, e.g. ``"f:chi2"``; or a
+            ``Bound`` of your own.
         optim: From a list of parameters to a torch optimizer; by default Adam from 3e-3.
         regularizer: Penalty on the slope, weight decay and instance noise; none by default.
 
@@ -52,7 +53,7 @@ class DensityRatio(FittedRatio):
         self,
         critic: nn.Module,
         *,
-        bound: str = "jsd",
+        bound: str | Bound = "jsd",
         optim: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
         regularizer: Regularizer | None = None,
     ) -> None:

@@ -22,7 +22,13 @@ KL_METHODS = ("plug-in", "nwj", "dv")
 
 
 class RatioWarning(UserWarning):
-    """A critic's estimate that is not to be trusted."""
+    """A critic's estimate that is not to be trusted.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", px.ratio.RatioWarning)  # a doubt stops the script
+    """
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,10 @@ class RatioEstimate:
         what: What it is: ``"estimate of ..."`` or ``"lower bound of ..., in expectation"``.
         num_samples: Number of held-out samples of each side.
         doubts: Why not to trust it; empty if nothing speaks against it.
+
+    Example:
+        >>> print(RatioEstimate(0.512, 0.011, "estimate of KL(p‖q)", num_samples=1000))
+        0.5120 ± 0.0110 (estimate of KL(p‖q))
     """
 
     value: float

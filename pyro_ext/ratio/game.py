@@ -24,6 +24,12 @@ class Stability:
         growth: Largest rate of growth: real part of an eigenvalue of the velocity field, or
             the log of an absolute eigenvalue of a step.
         eigenvalues: All eigenvalues, shape ``(params,)``.
+
+    Example:
+        >>> game = px.ratio.Game(lambda psi, theta: ((psi**2).sum(), (theta**2).sum()), num_psi=1)
+        >>> found = game.stability(torch.zeros(2))
+        >>> found.verdict, round(found.growth, 3)
+        ('stable', -2.0)
     """
 
     verdict: str

@@ -17,13 +17,20 @@ __all__ = ["BOUNDS", "Bound", "Objective"]
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound of a divergence, as a thing to climb.
+    """A bound of a divergence, as a thing to climb: what a critic's ``bound=`` takes.
 
     Args:
         value: From outputs on samples of p and of q to the bound.
         offset: What to subtract from the best output to get log p/q; None if that is a constant
             that the bound leaves free.
         papers: What to cite for it.
+
+    Example:
+        >>> def brier(t_p, t_q):  # a proper score: the best output is log p/q
+        ...     return -torch.sigmoid(-t_p).square().mean() - torch.sigmoid(t_q).square().mean()
+        >>> objective = Objective(Bound(brier))
+        >>> objective(torch.zeros(5), torch.zeros(5))
+        tensor(-0.5000)
     """
 
     value: Callable[[Tensor, Tensor], Tensor]
@@ -46,8 +53,8 @@ class Objective(Cited):
     r"""A bound with its memory: the running mean of e^T under q that ``dv`` and ``infonce`` need.
 
     Args:
-        bound: Name of a bound: ``"jsd"``, ``"nwj"``, ``"dv"``, ``"infonce"``, or ``"f:"`` and the
-            name of an f-divergence.
+        bound: A ``Bound``, or the name of one: ``"jsd"``, ``"nwj"``, ``"dv"``, ``"infonce"``, or
+            ``"f:"`` and the name of an f-divergence.
         decay: Share of the old in the running mean at each step.
 
     Raises:
@@ -58,13 +65,14 @@ class Objective(Cited):
         tensor([0.])
     """
 
-    def __init__(self, bound: str = "jsd", *, decay: float = 0.99) -> None:
-        if bound not in BOUNDS:
+    def __init__(self, bound: str | Bound = "jsd", *, decay: float = 0.99) -> None:
+        if not isinstance(bound, Bound) and bound not in BOUNDS:
             raise ValueError(
                 f"ratio: expected bound to be one of {list(BOUNDS)}; got {bound!r}. "
-                "Write: bound='jsd'."
+                "Write: bound='jsd', or bound=px.ratio.Bound(value)."
             )
-        self.bound, self.decay = bound, decay
+        self.bound = bound if isinstance(bound, Bound) else BOUNDS[bound]
+        self.decay = decay
         self.log_average: Tensor | None = None
 
     def __call__(
@@ -76,11 +84,11 @@ class Objective(Cited):
             t_p: Outputs on samples of p, shape ``(num_p,)``.
             t_q: Outputs on samples of q, shape ``(num_q,)``.
         """
-        if BOUNDS[self.bound].offset is None:
+        if self.bound.offset is None:
             self._remember(log_mean_exp(t_q.detach()))
-        if self.bound == "dv":
+        if self.bound.value is dv:
             return dv(t_p, t_q, self.log_average)
-        return BOUNDS[self.bound].value(t_p, t_q)
+        return self.bound.value(t_p, t_q)
 
     def log_ratio(self, t: Float[Tensor, " *batch"]) -> Float[Tensor, " *batch"]:
         """Return log p/q from the critic's output.
@@ -88,7 +96,7 @@ class Objective(Cited):
         Args:
             t: Outputs, shape ``batch``.
         """
-        offset = BOUNDS[self.bound].offset
+        offset = self.bound.offset
         if offset is not None:
             return t - offset
         return t if self.log_average is None else t - self.log_average
@@ -99,11 +107,11 @@ class Objective(Cited):
         Args:
             t_q: Outputs on samples of q, shape ``(num_q,)``.
         """
-        if BOUNDS[self.bound].offset is None:
+        if self.bound.offset is None:
             self.log_average = log_mean_exp(t_q.detach())
 
     def _papers_in_use(self) -> Iterable[str]:
-        return BOUNDS[self.bound].papers
+        return self.bound.papers
 
     def _remember(self, new: Tensor) -> None:
         if self.log_average is None:

@@ -24,6 +24,15 @@ class CriticReport:
             equal size.
         p_value: Of the classifier two-sample test: p = q, one-sided, by the normal approximation.
         num_samples: Number of held-out samples of each side.
+
+    Example:
+        >>> p, q = dist.Normal(1.0, 1.0), dist.Normal(0.0, 1.0)
+        >>> ratio = px.ratio.DensityRatio(px.ratio.QuadraticCritic(1))
+        >>> ratio.fit(
+        ...     lambda n: p.sample((n, 1)), lambda n: q.sample((n, 1)), num_steps=50, seed=0
+        ... )
+        >>> bool(0.6 < ratio.report().auc < 0.9)
+        True
     """
 
     accuracy: float

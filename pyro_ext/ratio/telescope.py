@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_ext.ratio.fitted import FittedRatio
-from pyro_ext.ratio.objective import Objective
+from pyro_ext.ratio.objective import Bound, Objective
 
 __all__ = ["BRIDGES", "TelescopingRatio", "linear_waymarks", "mixture_waymarks"]
 
@@ -106,7 +106,7 @@ class TelescopingRatio(FittedRatio):
         *,
         num_ratios: int = 4,
         bridge: str = "linear",
-        bound: str = "jsd",
+        bound: str | Bound = "jsd",
         optim: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
     ) -> None:
         super().__init__()

@@ -55,6 +55,11 @@ class Regularizer(Cited):
     References:
         Amortised MAP Inference for Image Super-resolution (Sønderby et al., 2016) |
         https://arxiv.org/abs/1610.04490
+
+    Example:
+        >>> held = px.ratio.DensityRatio(px.ratio.MLPCritic(2), regularizer=Regularizer(r1=0.1))
+        >>> Regularizer(noise=0.5, noise_steps=100).noise_at(50)
+        0.25
     """
 
     r1: float = 0.0
@@ -94,6 +99,12 @@ class CriticTrainer:
         objective: What it climbs.
         optim: From a list of parameters to a torch optimizer; by default Adam at 3e-3.
         regularizer: What holds it back.
+
+    Example:
+        >>> trainer = CriticTrainer(px.ratio.QuadraticCritic(1), px.ratio.Objective("jsd"))
+        >>> bound = trainer.step(1 + torch.randn(64, 1), torch.randn(64, 1))
+        >>> trainer.log_ratio(torch.zeros(5, 1)).shape
+        torch.Size([5])
     """
 
     def __init__(

@@ -17,6 +17,14 @@ class Progress:
         step: Number of the step that was taken, from 0.
         num_steps: Number of steps of the run.
         history: What was recorded.
+
+    Example:
+        >>> def stop(progress):
+        ...     return "enough" if progress.step >= 3 else None
+        >>> def model():
+        ...     pyro.sample("mu", dist.Normal(0.0, 1.0))
+        >>> px.fit(model, num_steps=10, callbacks=[stop], seed=0).stopped
+        'enough'
     """
 
     step: int
@@ -46,6 +54,10 @@ class TensorBoard:
 
     Raises:
         ImportError: If TensorBoard is not installed.
+
+    Example:
+        >>> board = px.TensorBoard("runs/first")  # doctest: +SKIP
+        >>> run = px.fit(model, data=x, callbacks=[board])  # doctest: +SKIP
     """
 
     def __init__(self, folder: str | None = None) -> None:

@@ -31,6 +31,15 @@ class Holdout:
 
     Raises:
         ValueError: If ``every`` is not positive.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.zeros(20))
+        >>> guide = px.AutoAmortized(exact.model, lambda x: x.unsqueeze(-1))
+        >>> looks = Holdout(torch.ones(10), every=5)
+        >>> run = px.fit(exact.model, guide, px.ELBO(), exact.x, num_steps=10, holdout=looks)
+        >>> run.holdout_per_datum.shape
+        (2,)
     """
 
     data: Any
@@ -93,6 +102,13 @@ class Plateau:
 
     Raises:
         ValueError: If an option is not in its range.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("mu", dist.Normal(0.0, 1.0))
+        >>> run = px.fit(model, num_steps=5000, plateau=Plateau(window=50), compile=False, seed=0)
+        >>> len(run.losses) < 5000
+        True
     """
 
     window: int = 500

@@ -52,6 +52,17 @@ class Run(Cited):
         holdout_per_datum: Minus the loss of held-out data per row, shape ``(looks,)``.
         holdout_steps: The steps after which that was, shape ``(looks,)``.
         session: What it takes to go on.
+
+    Example:
+        >>> def model(x):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        >>> run = px.fit(model, data=torch.full((20,), 3.0), num_steps=10, seed=0)
+        >>> run.losses.shape, run.resume(5).num_steps
+        ((10,), 15)
+        >>> run.sample(100)["mu"].shape
+        torch.Size([100])
     """
 
     model: Callable[..., Any]

@@ -58,6 +58,18 @@ def load_pair(
     Raises:
         ValueError: If the file is damaged, or of another model or guide; the message names what
             differs. No code in a file is run.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> def model():
+        ...     pyro.sample("mu", dist.Normal(0.0, 1.0))
+        >>> file = pathlib.Path(tempfile.mkdtemp()) / "fitted.pt"
+        >>> run = px.fit(model, num_steps=5, seed=0)
+        >>> px.save_pair(file, model, run.guide)
+        >>> guide = px.AutoJoint(model)
+        >>> load_pair(file, model, guide)
+        >>> guide.median() == run.guide.median()
+        True
     """
     saved = read(Path(path), "pair")
     load_tensors(_named(model, guide, args), saved, f"load_pair: {path}")

@@ -286,3 +286,20 @@ def test_200_steps_by_inductor(dtype):
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     difference = np.abs(found.losses - expected.losses)
     assert (difference / np.maximum(np.abs(expected.losses), 1.0)).max() < tolerance
+
+
+def test_a_buffer_that_is_an_expanded_view_is_left_alone() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("one", torch.ones(()).expand(3))
+            self.register_buffer("seen", torch.zeros(3))
+
+        def forward(self) -> None:
+            self.seen += 1
+            pyro.sample("z", dist.Normal(0.0, self.one).to_event(1))
+
+    model = Model()
+    run = px.fit(model, num_steps=5, seed=0)
+    assert len(run.losses) == 5
+    assert model.seen.tolist() == [model.seen[0].item()] * 3

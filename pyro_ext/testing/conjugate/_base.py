@@ -31,6 +31,11 @@ class Posterior(NamedTuple):
     Attributes:
         mean: Shape ``(*batch, latents)``.
         covariance: Shape ``(*batch, latents, latents)``.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> NormalLocal(torch.tensor([0.0, 2.0])).posterior().mean.flatten()
+        tensor([0., 1.])
     """
 
     mean: Tensor
@@ -38,7 +43,15 @@ class Posterior(NamedTuple):
 
 
 class ConjugateModel(ABC):
-    """What every model of this module offers; subclasses are final."""
+    """What every model of this module offers; subclasses are final.
+
+    Example:
+        >>> from pyro_ext.testing import NormalLocal
+        >>> exact = NormalLocal(torch.tensor([0.0, 2.0]))  # one of them
+        >>> log_w = px.log_weights(exact.model, exact.guide, *exact.args).terms[0].log_w.sum()
+        >>> torch.allclose(log_w, exact.log_evidence())  # whatever was drawn
+        True
+    """
 
     @property
     @abstractmethod

@@ -63,6 +63,17 @@ class AutoRun(JudgedRun):
     Args:
         pool: Weighted draws of the posterior.
         density: The log density that was fitted.
+
+    Example:
+        >>> def model(x):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+        >>> run = px.fit(model, data=torch.full((20,), 3.0), optim="auto", seed=0)
+        >>> str(run.verdict).partition(":")[0]
+        'trusted'
+        >>> run.sample(100)["mu"].shape
+        torch.Size([100])
     """
 
     papers: ClassVar[tuple[str, ...]] = (
@@ -96,6 +107,11 @@ class LocalRun(JudgedRun):
     Args:
         pool: Weighted draws of the globals, each with draws of the locals; None if there are too
             many data to weigh.
+
+    Example:
+        >>> run = px.fit(model, guide, data=x, optim="auto")  # doctest: +SKIP
+        >>> issubclass(px.LocalRun, px.Run)
+        True
     """
 
     papers: ClassVar[tuple[str, ...]] = (

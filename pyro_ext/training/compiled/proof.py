@@ -19,19 +19,28 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 def unchanged(tensors: Sequence[Tensor], device: torch.device) -> Iterator[None]:
     """Within this context tensors and random state may change; afterwards they are as before.
 
+    An expanded tensor shares memory among its entries: torch writes it never in place, and so it
+    is left alone.
+
     Args:
         tensors: The tensors.
         device: Where random numbers are drawn, too.
     """
-    copies = [tensor.detach().clone() for tensor in tensors]
+    written = [tensor for tensor in tensors if not _expanded(tensor)]
+    copies = [tensor.detach().clone() for tensor in written]
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         with torch.no_grad():
-            for tensor, copy in zip(tensors, copies, strict=True):
+            for tensor, copy in zip(written, copies, strict=True):
                 tensor.copy_(copy)
+
+
+def _expanded(tensor: Tensor) -> bool:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return any(size > 1 and stride == 0 for size, stride in steps)
 
 
 def prove(

@@ -1,7 +1,7 @@
 """Model and guide, run in particle plates, with gradients where a mode lets them flow."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +24,7 @@ __all__ = [
     "Rerun",
     "Traces",
     "frozen",
+    "held",
     "particle_plates",
     "replayed",
     "replayed_model",
@@ -218,13 +219,23 @@ def frozen(guide: Callable[..., Any], trace: Trace) -> Iterator[None]:
     owner = getattr(guide, "__self__", guide)
     if isinstance(owner, torch.nn.Module):
         params |= set(owner.parameters())
-    trainable = [param for param in params if param.requires_grad]
+    with held([param for param in params if param.requires_grad]):
+        yield
+
+
+@contextmanager
+def held(params: Sequence[Tensor]) -> Iterator[None]:
+    """Within this context the given parameters get no gradient.
+
+    Args:
+        params: Trainable tensors.
+    """
     try:
-        for param in trainable:
+        for param in params:
             param.requires_grad = False
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*was not registered in the param store")
             yield
     finally:
-        for param in trainable:
+        for param in params:
             param.requires_grad = True

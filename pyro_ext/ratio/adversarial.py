@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from pyro_ext import bounds
 from pyro_ext._checks import Pair
 from pyro_ext._cited import references_of
+from pyro_ext._run import held
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.ratio.contrast import CONTRASTS, Scene
 from pyro_ext.ratio.critics import MLPCritic
@@ -282,14 +283,9 @@ class Adversarial(BoundLoss):
         return inputs
 
     def _log_w(self, scene: Scene, state: _State, num: int | None = None) -> Tensor:
-        critic = state.trainer.critic
-        for param in critic.parameters():
-            param.requires_grad = False
-        try:
+        trained = [param for param in state.trainer.critic.parameters() if param.requires_grad]
+        with held(trained):
             return scene.log_w(state.trainer.log_ratio, num)
-        finally:
-            for param in critic.parameters():
-                param.requires_grad = True
 
     def _papers_in_use(self) -> Iterable[str]:
         return (

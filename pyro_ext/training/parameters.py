@@ -1,8 +1,6 @@
 """The parameters that a fit trains, and those that it holds still."""
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_ext._checks import Pair
-from pyro_ext._run import traces
+from pyro_ext._run import held, traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
 from pyro_ext.training.badrows import nonfinite_rows
@@ -112,24 +110,6 @@ def optimizer_by_side(
         return joint
 
     return both
-
-
-@contextmanager
-def held(params: list[Tensor]) -> Iterator[None]:
-    """Within this context the given parameters get no gradient.
-
-    Args:
-        params: Trainable tensors.
-    """
-    try:
-        for param in params:
-            param.requires_grad = False
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*was not registered in the param store")
-            yield
-    finally:
-        for param in params:
-            param.requires_grad = True
 
 
 def _side(pair: Pair, train: str, every: list[Tensor]) -> list[Tensor]:

@@ -32,7 +32,7 @@ class Comparison:
         >>> exact = NormalLocal(torch.tensor([0.0, 2.0]))
         >>> families = {"mean field": px.Diagonal(), "full": px.FullCovariance()}
         >>> fits = {
-        ...     name: px.fit(exact.model, data=exact.x, family=family, num_steps=20, seed=0)
+        ...     name: px.fit(exact.model, data=exact.x, family=family, num_steps=200, seed=0)
         ...     for name, family in families.items()
         ... }
         >>> found = px.compare(fits, num_samples=200)

@@ -51,7 +51,7 @@ SAMPLES = (
     GLOBAL + "dim = 2; p, q = 0.1 + torch.randn(1000, dim), torch.randn(1000, dim)\nx_q = q\n"
 )
 SAMPLES += "x = p[:20]\n"
-SAMPLES += "log_f0 = lambda x: dist.Normal(0.0, 1.0).log_prob(x).sum(-1)\n"
+SAMPLES += "log_f0 = dist.Normal(0.0, 1.0).log_prob(x).sum(-1)\n"
 GIVEN = {"auto.md": GLOBAL, "compiled.md": LOCAL, "ratios.md": SAMPLES, "runs.md": LOCAL}
 ELSEWHERE = ("init_process_group", "LightningModule")  # what tests of their own run
 FEWER = 20  # steps of a fit on those pages

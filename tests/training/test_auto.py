@@ -315,6 +315,13 @@ def test_subsampled_plates_are_refused():
         auto(model, data=torch.zeros(6))
 
 
+def test_data_on_a_gpu_are_refused():
+    with pytest.raises(
+        ValueError, match="expected data on the CPU with optim='auto'; got some on"
+    ):
+        auto(learned, data=torch.empty(3, device="meta"))
+
+
 def test_a_density_that_is_nowhere_finite_is_refused():
     def model():
         z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -23,7 +23,7 @@ from pyro_ext.structure import ParticlePlate, plate_frames, sample_sites, trace_
 __all__ = ["Density", "Unfit", "support_centre"]
 
 _CHUNK_ENTRIES = 2**17  # what a chunk of points has in data stays in the cache
-_MAX_DIM, _MAX_ENTRIES = 3000, 200_000  # with both, a fit takes minutes
+_MAX_DIM, _MAX_ENTRIES = 1000, 200_000  # with both, a fit takes minutes
 
 
 class Unfit(ValueError):

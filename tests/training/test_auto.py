@@ -258,7 +258,7 @@ def pointwise(x):
 
 
 def wide():
-    pyro.sample("z", dist.Normal(0.0, 1.0).expand([3001]).to_event(1))
+    pyro.sample("z", dist.Normal(0.0, 1.0).expand([1001]).to_event(1))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def wide():
     [
         (learned, torch.ones(3), "the model has a parameter of its own, 'scale'"),
         (pointwise, torch.ones(3), "the model does not broadcast"),
-        (wide, None, "there are 3001 latent dimensions, more than 3000"),
+        (wide, None, "there are 1001 latent dimensions, more than 1000"),
     ],
 )
 def test_models_that_are_not_for_automatic_fits_are_fitted_plainly(model, data, why, monkeypatch):
@@ -313,6 +313,13 @@ def test_subsampled_plates_are_refused():
 
     with pytest.raises(ValueError, match="plate 'data' shows 2 of 6"):
         auto(model, data=torch.zeros(6))
+
+
+def test_data_on_a_gpu_are_refused():
+    with pytest.raises(
+        ValueError, match="expected data on the CPU with optim='auto'; got some on"
+    ):
+        auto(learned, data=torch.empty(3, device="meta"))
 
 
 def test_a_density_that_is_nowhere_finite_is_refused():

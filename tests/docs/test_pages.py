@@ -47,12 +47,14 @@ def model(x):
 x = data = torch.randn(20)
 """
 SAMPLES = (
-    GLOBAL + "dim = 2; p, q = 0.1 + torch.randn(1000, dim), torch.randn(1000, dim)\nx_q = q\n"
+    GLOBAL
+    + "dim = 2; p, q = 0.1 + torch.randn(1000, dim), torch.randn(1000, dim)\nx, x_q = p, q\n"
 )
-SAMPLES += "log_f0 = lambda x: dist.Normal(0.0, 1.0).log_prob(x).sum(-1)\n"
+SAMPLES += "log_f0 = dist.Normal(0.0, 1.0).log_prob(x).sum(-1)\n"
 GIVEN = {"auto.md": GLOBAL, "compiled.md": LOCAL, "ratios.md": SAMPLES, "runs.md": LOCAL}
 ELSEWHERE = ("init_process_group", "LightningModule")  # what tests of their own run
 FEWER = 20  # steps of a fit on those pages
+LONG = {"auto.md", "compiled.md"}  # fits without settings, and compiling
 
 
 def run_block(code: str, page: str, line: int, namespace: dict[str, Any]) -> None:
@@ -69,7 +71,9 @@ def run_block(code: str, page: str, line: int, namespace: dict[str, Any]) -> Non
     assert not result.failed, "".join(said)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] if p in LONG else []) for p in PAGES]
+)
 def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what a page saves, it saves here
     namespace: dict[str, Any] = {"__name__": page}
@@ -82,9 +86,12 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             fit = px.fit
 
             def few(*args: Any, **options: Any) -> px.Run:
-                return fit(*args, **options | {"num_steps": FEWER})
+                short = {} if options.get("optim") == "auto" else {"num_steps": FEWER}
+                return fit(*args, **options | short)
 
+            resume = px.Run.resume
             monkeypatch.setattr(px, "fit", few)
+            monkeypatch.setattr(px.Run, "resume", lambda run, num_steps: resume(run, FEWER))
         for block in FENCE.finditer(PAGES[page]):
             if any(word in block[1] for word in ELSEWHERE):
                 continue

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from percent import cells, digest
 
@@ -16,15 +17,25 @@ INTRODUCTION = """
 ```{{admonition}} A script that runs
 :class: tip
 
-{{download}}`{name} <../../tutorials/{name}>` opens as a notebook, too. What it printed and drew
-below is from a run in full: `python tutorials/{name}`, {date}, {seconds} s of CPU time, seed 0.
+{{download}}`{name} <../../tutorials/{name}>` opens as a notebook, too. {run}
 ```
 """
-CHANGED = """
-```{warning}
-The code of the script has changed since that run. `python docs/record.py` runs it again.
-```
-"""
+RUN = """What it printed and drew below is from a run in full:
+`python tutorials/{name}`, {date}, {seconds} s of CPU time, seed 0."""
+CHANGED = "**The code has changed since**: `python docs/record.py {stem}` runs it again."
+NOT_RUN = (
+    "What it prints and draws is not shown yet: `python docs/record.py {stem}` records a run."
+)
+
+
+def introduction(script: Path, record: dict[str, Any]) -> str:
+    """Return what stands below the title: the script itself, and the run that is shown."""
+    if "digest" not in record:
+        said = NOT_RUN
+    else:
+        said = RUN if record["digest"] == digest(script) else f"{RUN} {CHANGED}"
+    run = said.format(name=script.name, stem=script.stem, **record)
+    return INTRODUCTION.format(name=script.name, run=run)
 
 
 def fenced(language: str, text: str) -> str:
@@ -43,21 +54,17 @@ def table(claims: list[dict[str, str]]) -> str:
 
 def page(script: Path) -> str:
     """Return the page of a lesson, in Markdown."""
+    found = cells(script)
     kept = LESSONS / f"{script.stem}.json"
-    if not kept.exists():
-        raise FileNotFoundError(
-            f"no run of {script.name}. Write: python docs/record.py {script.stem}"
-        )
-    record = json.loads(kept.read_text())
+    blank = {"title": "", "claims": [], "cells": [{"printed": "", "figures": []} for _ in found]}
+    record = json.loads(kept.read_text()) if kept.exists() else blank
     claims = record["claims"]
     parts: list[str] = []
-    for cell, left in zip(cells(script), record["cells"], strict=True):
+    for cell, left in zip(found, record["cells"], strict=True):
         parts.append(cell.text if cell.kind == "markdown" else fenced("python", cell.text))
         if not parts[1:]:  # the first cell begins with the title
             title, _, rest = cell.text.partition("\n")
-            introduction = INTRODUCTION.format(name=script.name, **record)
-            stale = CHANGED if record["digest"] != digest(script) else ""
-            parts = [title, rest, introduction, stale]
+            parts = [title, rest, introduction(script, record)]
         printed = left["printed"]
         if claims:  # a lesson prints its title and its claims, which the page has already
             printed = printed.partition(f"- {claims[0]['text']}\n")[0]

@@ -47,14 +47,19 @@ def model(x):
         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 x = data = torch.randn(20)
 """
-SAMPLES = (
-    GLOBAL + "dim = 2; p, q = 0.1 + torch.randn(1000, dim), torch.randn(1000, dim)\nx_q = q\n"
+BOTH = LOCAL.replace(
+    "    with pyro.plate", "    mu = pyro.sample('mu', dist.Normal(0.0, 1.0))\n    with pyro.plate"
 )
-SAMPLES += "x = p[:20]\n"
+BOTH = BOTH.replace('"z", dist.Normal(0.0, 1.0)', '"z", dist.Normal(mu, 1.0)')
+SAMPLES = (
+    GLOBAL
+    + "dim = 2; p, q = 0.1 + torch.randn(1000, dim), torch.randn(1000, dim)\nx, x_q = p, q\n"
+)
 SAMPLES += "log_f0 = dist.Normal(0.0, 1.0).log_prob(x).sum(-1)\n"
-GIVEN = {"auto.md": GLOBAL, "compiled.md": LOCAL, "ratios.md": SAMPLES, "runs.md": LOCAL}
+GIVEN = {"auto.md": BOTH, "compiled.md": LOCAL, "ratios.md": SAMPLES, "runs.md": LOCAL}
 ELSEWHERE = ("init_process_group", "LightningModule")  # what tests of their own run
 FEWER = 20  # steps of a fit on those pages
+LONG = {"auto.md", "compiled.md"}  # fits without settings, and compiling
 
 
 def run_block(code: str, page: str, line: int, namespace: dict[str, Any]) -> None:
@@ -71,7 +76,9 @@ def run_block(code: str, page: str, line: int, namespace: dict[str, Any]) -> Non
     assert not result.failed, "".join(said)
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, marks=[pytest.mark.slow] if p in LONG else []) for p in PAGES]
+)
 def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # what a page saves, it saves here
     namespace: dict[str, Any] = {"__name__": page}
@@ -81,13 +88,15 @@ def test_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     try:
         if page in GIVEN:
             exec(GIVEN[page], namespace)
+        if page in GIVEN and page != "auto.md":
             fit = px.fit
 
             def few(*args: Any, **options: Any) -> px.Run:
-                auto = "auto" in (options.get("optim"), options.get("family"))
-                return fit(*args, **options | ({} if auto else {"num_steps": FEWER}))
+                return fit(*args, **options | {"num_steps": FEWER})
 
+            resume = px.Run.resume
             monkeypatch.setattr(px, "fit", few)
+            monkeypatch.setattr(px.Run, "resume", lambda run, num_steps: resume(run, FEWER))
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)  # a reader sees them
             for block in FENCE.finditer(PAGES[page]):

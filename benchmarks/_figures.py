@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 __all__ = ["FIGURES"]
 
@@ -44,8 +45,8 @@ def accuracy(cells: dict[str, Any], path: Path) -> None:
 
 def scaling(cells: dict[str, Any], path: Path) -> None:
     """Draw milliseconds of a step against size."""
-    axes = list(dict.fromkeys(name.rsplit("/", 2)[0] for name in cells))
-    figure, panels = _panels(len(axes), width=2.6, height=3.2)
+    axes = sorted({name.rsplit("/", 2)[0] for name in cells})
+    figure, panels = _panels(len(axes), width=2.0, height=3.4, sharey=True)
     colors = {"eager": "C0", "compiled": "C3", "Pyro": "C1"}
     for panel, axis in zip(panels, axes, strict=True):
         for how, color in colors.items():
@@ -60,7 +61,8 @@ def scaling(cells: dict[str, Any], path: Path) -> None:
                 )
         panel.set(title=axis, xlabel="size")
     panels[0].set(ylabel="ms of a step")
-    panels[0].legend(fontsize=8)
+    lines = [Line2D([], [], color=color, marker="o", markersize=4) for color in colors.values()]
+    figure.legend(lines, list(colors), loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
 
@@ -70,7 +72,9 @@ FIGURES: dict[str, Callable[[dict[str, Any], Path], None]] = {
 }
 
 
-def _panels(columns: int, *, width: float, height: float) -> tuple[Figure, list[Any]]:
+def _panels(
+    columns: int, *, width: float, height: float, sharey: bool = False
+) -> tuple[Figure, list[Any]]:
     figure = Figure(figsize=(width * columns, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(1, columns, squeeze=False)[0])
+    return figure, list(figure.subplots(1, columns, sharey=sharey, squeeze=False)[0])

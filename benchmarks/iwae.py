@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     images, test = load(options.data, fixed=options.fixed_binarization)
     cells = Cells(options.out)
-    pixels = "fixed" if options.fixed_binarization else "dynamic"
+    pixels = "fixed" if ((images == 0) | (images == 1)).all() else "dynamic"
     for name, (layers, loss) in cells_of(options).items():
         make = partial(training_of, layers, loss, images, options.seed)
         if options.time:

@@ -21,6 +21,7 @@ __all__ = ["main"]
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
+ORDER = ("ours", "Pyro", "NumPyro")
 Cells = dict[str, Any]
 
 PUBLISHED = {
@@ -94,7 +95,7 @@ def accuracy(cells: Cells) -> list[str]:
     exact = {n.split("/")[0]: v for n, v in cells.items() if n.endswith("/exact")}
     fits, refused = fits_of(cells)
     rows = []
-    for (who, guide, loss), found in fits.items():
+    for (who, guide, loss), found in sorted(fits.items(), key=lambda fit: ORDER.index(fit[0][0])):
         gaps = [
             abs(v["log_evidence"] - exact[p]) for p, v in found.items() if exact[p] is not None
         ]
@@ -192,6 +193,19 @@ def lost_accuracy(fits: dict[Any, dict[str, Any]]) -> list[str]:
                 )
         if not right(own):
             lost.append(f"`auto` misses the limits on {posterior} ({own['verdict']})")
+    for who in ("Pyro", "NumPyro"):
+        other = [found for (w, _, _), found in fits.items() if w == who]
+        both = [p for p in auto if any(p in found for found in other)]
+        cheaper = [
+            p
+            for p in both
+            if min(found[p]["seconds"] for found in other if p in found) < auto[p]["seconds"]
+        ]
+        if cheaper:
+            lost.append(
+                f"`auto` takes longer than the fastest guide of {who} on {len(cheaper)} of "
+                f"{len(both)} posteriors"
+            )
     pairs = {"Diagonal": "AutoNormal", "FullCovariance": "AutoMultivariateNormal"}
     for family, guide in pairs.items():
         own = fits.get(("ours", family, "ELBO"), {})
@@ -304,7 +318,7 @@ def scaling(cells: Cells) -> list[str]:
         axis, how, size = name.rsplit("/", 2)
         found.setdefault(axis, {}).setdefault(how, {})[int(size)] = value
     rows = []
-    for axis, ways in found.items():
+    for axis, ways in sorted(found.items()):
         for how, points in ways.items():
             sizes = sorted(points)
             slopes = [

@@ -23,6 +23,7 @@ from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
 __all__ = ["Adversarial"]
 
 _AGREED = 0.1
+_DRAWS = 1024
 _SIGMAS = 3.0
 
 Optim = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -139,8 +140,7 @@ class Adversarial(BoundLoss):
             steps = self.critic_steps
             if self._state is None:
                 self._state, steps = self._new_state(scene), steps + self.warmup
-            for _ in range(steps):
-                self._state.trainer.step(*self._inputs(scene, self._state))
+            self._climb(scene, self._state, steps)
         elif self._state is None:
             raise ValueError(
                 f"{self!r}: expected a critic that was trained; there was no step yet. Write: "
@@ -201,9 +201,7 @@ class Adversarial(BoundLoss):
         if critic is not None:
             state.trainer.critic.load_state_dict(critic)
         schedule = CosineAnnealingLR(state.trainer.optimizer, num_steps)
-        for _ in range(num_steps):
-            state.trainer.step(*self._inputs(scene, state))
-            schedule.step()
+        self._climb(scene, state, num_steps, schedule)
         with torch.no_grad():
             state.trainer.objective.settle(
                 state.trainer.critic(self._inputs(scene, state, num_particles)[1])
@@ -261,6 +259,23 @@ class Adversarial(BoundLoss):
             critic, Objective(self.bound), self._critic_optim, self.regularizer
         )
         return _State(scene.elements, trainer, dim)
+
+    def _climb(
+        self,
+        scene: Scene,
+        state: _State,
+        num_steps: int,
+        schedule: CosineAnnealingLR | None = None,
+    ) -> None:
+        """Train the critic; draws of several steps come in one pass, as nothing else changes."""
+        at_once = max(1, _DRAWS // self.num_particles)
+        for start in range(0, num_steps, at_once):
+            count = min(at_once, num_steps - start)
+            inputs = self._inputs(scene, state, count * self.num_particles)
+            for x_q, x_other in zip(*(x.chunk(count) for x in inputs), strict=True):
+                state.trainer.step(x_q, x_other)
+                if schedule is not None:
+                    schedule.step()
 
     def _inputs(
         self, scene: Scene, state: _State, num: int | None = None

@@ -23,7 +23,7 @@ from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
 __all__ = ["Adversarial"]
 
 _AGREED = 0.1
-_DRAWS = 1024
+_DRAWS = 4096  # of the latents of one element, in a pass
 _SIGMAS = 3.0
 
 Optim = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -35,6 +35,7 @@ class _State:
 
     elements: Elements
     trainer: CriticTrainer
+    rows: int
     dim: int
 
 
@@ -253,12 +254,12 @@ class Adversarial(BoundLoss):
     def _new_state(self, scene: Scene) -> _State:
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             example = scene.critic_inputs(2)[0]
-        dim = example.shape[-1]
+        rows, dim = example.shape[0] // 2, example.shape[1]
         critic = self._make_critic(dim).to(example)
         trainer = CriticTrainer(
             critic, Objective(self.bound), self._critic_optim, self.regularizer
         )
-        return _State(scene.elements, trainer, dim)
+        return _State(scene.elements, trainer, rows, dim)
 
     def _climb(
         self,
@@ -268,7 +269,7 @@ class Adversarial(BoundLoss):
         schedule: CosineAnnealingLR | None = None,
     ) -> None:
         """Train the critic; draws of several steps come in one pass, as nothing else changes."""
-        at_once = max(1, _DRAWS // self.num_particles)
+        at_once = max(1, _DRAWS // (self.num_particles * state.rows))
         for start in range(0, num_steps, at_once):
             count = min(at_once, num_steps - start)
             inputs = self._inputs(scene, state, count * self.num_particles)

@@ -25,6 +25,7 @@ from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
 __all__ = ["Adversarial"]
 
 _AGREED = 0.1
+_DRAWS = 4096  # of the latents of one element, in a pass
 _SIGMAS = 3.0
 
 Optim = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -36,6 +37,7 @@ class _State:
 
     elements: Elements
     trainer: CriticTrainer
+    rows: int
     dim: int
 
 
@@ -145,8 +147,7 @@ class Adversarial(BoundLoss):
             steps = self.critic_steps
             if self._state is None:
                 self._state, steps = self._new_state(scene), steps + self.warmup
-            for _ in range(steps):
-                self._state.trainer.step(*self._inputs(scene, self._state))
+            self._climb(scene, self._state, steps)
         elif self._state is None:
             raise ValueError(
                 f"{self!r}: expected a critic that was trained; there was no step yet. Write: "
@@ -207,9 +208,7 @@ class Adversarial(BoundLoss):
         if critic is not None:
             state.trainer.critic.load_state_dict(critic)
         schedule = CosineAnnealingLR(state.trainer.optimizer, num_steps)
-        for _ in range(num_steps):
-            state.trainer.step(*self._inputs(scene, state))
-            schedule.step()
+        self._climb(scene, state, num_steps, schedule)
         with torch.no_grad():
             state.trainer.objective.settle(
                 state.trainer.critic(self._inputs(scene, state, num_particles)[1])
@@ -261,14 +260,31 @@ class Adversarial(BoundLoss):
     def _new_state(self, scene: Scene) -> _State:
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             example = scene.critic_inputs(2)[0]
-        dim = example.shape[-1]
+        rows, dim = example.shape[0] // 2, example.shape[1]
         with torch.device("cpu"):  # a seed then means the same on each device
             critic = self._make_critic(dim)
         critic = critic.to(example)
         trainer = CriticTrainer(
             critic, Objective(self.bound), self._critic_optim, self.regularizer
         )
-        return _State(scene.elements, trainer, dim)
+        return _State(scene.elements, trainer, rows, dim)
+
+    def _climb(
+        self,
+        scene: Scene,
+        state: _State,
+        num_steps: int,
+        schedule: CosineAnnealingLR | None = None,
+    ) -> None:
+        """Train the critic; draws of several steps come in one pass, as nothing else changes."""
+        at_once = max(1, _DRAWS // (self.num_particles * state.rows))
+        for start in range(0, num_steps, at_once):
+            count = min(at_once, num_steps - start)
+            inputs = self._inputs(scene, state, count * self.num_particles)
+            for x_q, x_other in zip(*(x.chunk(count) for x in inputs), strict=True):
+                state.trainer.step(x_q, x_other)
+                if schedule is not None:
+                    schedule.step()
 
     def _inputs(
         self, scene: Scene, state: _State, num: int | None = None

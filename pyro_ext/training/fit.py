@@ -135,6 +135,9 @@ def fit(
         >>> round(run.guide.median()["mu"].item(), 1)
         3.0
     """
+    if loader_in(arguments(data)) is not None:
+        _check_loader(batch_size, searching="auto" in (optim, family))
+        loss = ELBO() if loss is None else loss
     ranks = Ranks()
     given = None if optim == "auto" else optim
     options: dict[str, Any] = {"loss": loss, "optim": given, "schedule": schedule}
@@ -174,11 +177,6 @@ def fit(
             f"fit: expected compile to be 'auto', True or False; got {compile!r}. Write: "
             "compile='auto'."
         )
-    if batch_size is not None and loader_in(arguments(data)) is not None:
-        raise ValueError(
-            f"fit: expected a DataLoader without batch_size, as it has its own; got {batch_size}. "
-            "Write: DataLoader(..., batch_size=...)."
-        )
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0.")
     if isinstance(checkpoints, (str, Path)):
@@ -213,6 +211,19 @@ def fit(
     session = Session(settings)
     session.train()
     return session.run()
+
+
+def _check_loader(batch_size: int | None, *, searching: bool) -> None:
+    if batch_size is not None:
+        raise ValueError(
+            f"fit: expected a DataLoader without batch_size, as it has its own; got {batch_size}. "
+            "Write: DataLoader(..., batch_size=...)."
+        )
+    if searching:
+        raise ValueError(
+            "fit: expected data in a tensor with optim='auto', which looks at all of them; got a "
+            "DataLoader. Write: px.fit(model, data=x, optim='auto')."
+        )
 
 
 def arguments(data: Any) -> tuple[Any, ...]:

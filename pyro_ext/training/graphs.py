@@ -15,6 +15,7 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step
 from pyro_ext.training.compiled.builder import Built, build
 from pyro_ext.training.compiled.private import TESTED_TORCH, unsupported
+from pyro_ext.training.compiled.proof import NotFinite
 from pyro_ext.training.compiled.signature import Call, call_of
 from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.optimizers import Optimizers
@@ -121,6 +122,10 @@ class Graphs:
         try:
             self.built = self._build(call, step, optimizers)
             self.told = f"from step {number} on, in {time.perf_counter() - start:.1f} s"
+        except NotFinite as error:  # the eager step says where; another batch may do
+            self._changes += 1
+            if self._changes > _MOST_CHANGES:
+                self._refuse(str(error))
         except Unsuitable as error:
             self._refuse(str(error))
         finally:

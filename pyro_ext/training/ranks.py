@@ -98,7 +98,7 @@ class Ranks:
         if self.size > 1:
             with self._together(), torch.no_grad():
                 for tensor in tensors:
-                    sent = tensor.detach().contiguous()
+                    sent = tensor.detach().to(self._device).contiguous()
                     distributed.broadcast(sent, 0)
                     tensor.copy_(sent)
 

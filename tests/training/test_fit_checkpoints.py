@@ -182,7 +182,7 @@ def in_a_child(act, wait, number):
 
 def kill_and_go_on(folder, kills, seed, longest=0.25, **options):
     """Kill a run at random moments, then let it finish; return how often it was still running."""
-    slow = lambda progress: time.sleep(0.002)  # noqa: E731
+    slow = lambda progress: time.sleep(0.02)  # noqa: E731
     torch.manual_seed(1)
     never, choice, died = fit(**options), random.Random(seed), 0
     saving = px.Checkpoints(folder, every=1)
@@ -203,15 +203,15 @@ def test_kills(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_hundred_kills(tmp_path):
-    died = sum(kill_and_go_on(tmp_path / str(run), 4, seed=run) for run in range(25))
-    assert died > 50
+    died = sum(kill_and_go_on(tmp_path / str(run), 5, seed=run) for run in range(25))
+    assert died >= 100
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_hundred_kills_of_compiled_runs(tmp_path):
-    kill = partial(kill_and_go_on, kills=4, longest=1.0, compile=True)
-    assert sum(kill(tmp_path / str(run), seed=run) for run in range(25)) > 50
+def test_kills_of_compiled_runs(tmp_path):
+    kill = partial(kill_and_go_on, kills=5, longest=1.0, compile=True)
+    assert sum(kill(tmp_path / str(run), seed=run) for run in range(10)) >= 40
 
 
 @pytest.mark.slow

@@ -151,6 +151,10 @@ REFUSED = {
         lambda: quiet(model, amortized(), px.ELBO(), DataLoader(Stream(), batch_size=4)),
         r"expected a loader that knows how many rows there are, to scale plate 'data'",
     ),
+    "no settings": (
+        lambda: quiet(model, data=LOADERS["tuples"](), optim="auto"),
+        r"expected data in a tensor with optim='auto'",
+    ),
     "two sizes of a batch": (
         lambda: quiet(model, amortized(), px.ELBO(), LOADERS["maps"](), batch_size=3),
         r"expected a DataLoader without batch_size, as it has its own; got 3",

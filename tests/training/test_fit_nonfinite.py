@@ -207,18 +207,19 @@ def test_each_fault_is_named(fault, number):
     check_fault(fault, number)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_of_a_compiled_step_is_named(fault, monkeypatch):
+@pytest.mark.parametrize(("fault", "number"), [*((fault, 5) for fault in FAULTS), ("data", 0)])
+def test_each_fault_of_a_compiled_step_is_named(fault, number, monkeypatch):
+    """The step after step 0 is the one that is to be compiled."""
     monkeypatch.setattr(graphs, "BACKEND", "graph")
-    check_fault(fault, 5, compile=True)
+    check_fault(fault, number, compile=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("compile", [False, True])
-def test_fifty_faults_at_random_steps(compile, monkeypatch):
+@pytest.mark.parametrize(("count", "compile"), [(50, False), (10, True)])
+def test_faults_at_random_steps(count, compile, monkeypatch):
     monkeypatch.setattr(graphs, "BACKEND", "graph")
     choice = random.Random(0)
-    for _ in range(50):
+    for _ in range(count):
         pyro.clear_param_store()
         check_fault(choice.choice(FAULTS), choice.randrange(150), compile=compile)
 

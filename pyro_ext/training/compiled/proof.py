@@ -9,10 +9,14 @@ from torch import Tensor
 from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.compiled.step import StepGraph
 
-__all__ = ["TOLERANCE", "prove", "unchanged"]
+__all__ = ["TOLERANCE", "NotFinite", "prove", "unchanged"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference of loss and gradient, relative to the largest entry; others: 1e-2."""
+
+
+class NotFinite(Unsuitable):
+    """Loss or gradient of the eager step are not finite, so that nothing can be compared."""
 
 
 @contextmanager
@@ -64,12 +68,15 @@ def prove(
 
     Raises:
         Unsuitable: If they differ.
+        NotFinite: If the eager one is not finite.
     """
     recorded = step.recorded
     everything = [*recorded.params, *step.state, *changing]
     with unchanged(everything, device):
         value = eager(*tensors)
         grads = torch.autograd.grad(value, recorded.params)
+    if not all(bool(torch.isfinite(part).all()) for part in (value, *grads)):
+        raise NotFinite("its loss or gradient was not finite on the batch to prove it with")
     with unchanged(everything, device), torch.no_grad():
         loss, *recorded_grads = recorded.graph(*tensors, *recorded.held)
     scale = float(value.detach().abs())

@@ -159,9 +159,9 @@ def _sizes(plan: Sequence[Particles], axis: int) -> list[int]:
 def _check_whole(loss: "BoundLoss", log_weights: LogWeights, part: Particles) -> None:
     if any(term.log_p.shape[0] < part.inner for term in log_weights.terms):
         raise ValueError(
-            f"{loss!r}: expected particles that are independent of each other; those of the local "
-            "latents share the draw of the global ones. Write: joint=True, or a chunk_size of at "
-            f"least num_particles={loss.particles.inner}."
+            f"{loss!r}: expected particles that are independent of each other; got local latents "
+            "whose particles share the draw of the global ones. Write: joint=True, or "
+            f".in_chunks({loss.particles.inner})."
         )
 
 
@@ -216,7 +216,10 @@ def _part_of(full: Term, plan: list[Particles], axis: int, number: int) -> Tenso
     """Return the factors on the paths of a chunk's particles, in the layout of a trace."""
     weight = full._path.weight
     if weight is None:
-        raise RuntimeError("in_chunks: expected factors on the paths of all particles.")
+        raise RuntimeError(
+            "in_chunks: expected factors on the paths of all particles; got none. Write: the loss "
+            "without in_chunks."
+        )
     layout = full._layout
     dim = layout.particles.dims(layout.nesting)[0 if axis else 1]
     if dim is None:

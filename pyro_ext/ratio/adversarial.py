@@ -145,7 +145,7 @@ class Adversarial(BoundLoss):
                 self._state.trainer.step(*self._inputs(scene, self._state))
         elif self._state is None:
             raise ValueError(
-                f"{self!r}: expected a critic that was trained; there was no step yet. Write: "
+                f"{self!r}: expected a critic that was trained; got no step yet. Write: "
                 "loss.evaluate(model, guide, *args), which trains one of its own."
             )
         return -self._bound(self._log_w(scene, self._state))

@@ -95,8 +95,8 @@ class Run(Cited):
         """
         if self.session is None:
             raise ValueError(
-                "Run.resume: expected a run of px.fit with settings; this one was found without. "
-                "Write: px.fit(model, run.guide, data=data)."
+                "Run.resume: expected a run of px.fit with settings; got one that was found "
+                "without. Write: px.fit(model, run.guide, data=data)."
             )
         self.session.resume(num_steps)
         resumed: Run = self.session.run()

@@ -114,8 +114,8 @@ class Stepper:
             if finite:
                 if not value.requires_grad:
                     raise ValueError(
-                        "fit: expected a loss with a gradient for what is trained; "
-                        f"{self._loss!r} gives the model no gradient. Write: train='guide'."
+                        "fit: expected a loss with a gradient for what is trained; got "
+                        f"{self._loss!r}, which gives the model none. Write: train='guide'."
                     )
                 value.backward()
         if finite and self.optimizers is None:  # only a gradient tells whether it is sparse

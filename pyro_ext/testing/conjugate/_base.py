@@ -69,8 +69,8 @@ def data_args(*data: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
 def check_mask(mask: Tensor | None, x: Tensor) -> None:
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
         raise ValueError(
-            f"mask: expected a boolean tensor of shape {tuple(x.shape)}, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}."
+            f"mask: expected a boolean tensor of shape {tuple(x.shape)}; got {mask.dtype} of "
+            f"shape {tuple(mask.shape)}. Write: mask=torch.isfinite(x)."
         )
 
 

@@ -102,8 +102,8 @@ class GammaPoisson(ConjugateModel):
         """Log density of the negative binomial, zero where masked; local latents only."""
         if not self.local:
             raise ValueError(
-                "GammaPoisson: log_evidence_per_datum needs local=True; with one global rate the "
-                "data are dependent, use log_evidence()."
+                "GammaPoisson: expected a rate for each datum, local=True; got one global rate, "
+                "with which the data are dependent. Write: log_evidence()."
             )
         return self._log_normaliser() - observed(self.x, self.mask) * (self.x + 1).lgamma()
 

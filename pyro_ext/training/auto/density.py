@@ -259,7 +259,7 @@ def _nesting(trace: Trace) -> int:
     for frame in frames:
         if frame.full_size is not None and frame.size < frame.full_size:
             raise ValueError(
-                f"fit: expected all rows at once with optim='auto'; plate '{frame.name}' shows "
+                f"fit: expected all rows at once with optim='auto'; got plate '{frame.name}' with "
                 f"{frame.size} of {frame.full_size}. Write: pyro.plate('{frame.name}', "
                 f"{frame.full_size})."
             )
@@ -272,6 +272,6 @@ def _check_params(trace: Trace) -> None:
         if site["type"] == "param" and site["value"].requires_grad:
             raise ValueError(
                 f"fit: expected a model without parameters of its own with optim='auto'; got "
-                f"'{name}'. Give it a prior, pyro.sample('{name}', ...), or leave out "
+                f"'{name}'. Write: pyro.sample('{name}', ...), with a prior, or leave out "
                 "optim='auto'."
             )

@@ -132,8 +132,8 @@ class _Search:
         candidates = paths(self.density, starting_points(self.density, num, self.seed), self.seed)
         if not candidates:
             raise ValueError(
-                "fit: expected a start from which the log density rises; found none in "
-                f"{num}. Give the latents proper priors, or data that they explain."
+                f"fit: expected a start from which the log density rises; got none in {num}. "
+                "Write: proper priors of the latents, or data that they explain."
             )
         best = max(c.elbo for c in candidates)
         self.note(f"{num} Newton paths" if dim <= MAX_DENSE else f"{num} L-BFGS paths", best)
@@ -153,7 +153,9 @@ class _Search:
             if best is None or self.gains(q, best[1]):
                 best = (shape, q, f"{shape} climbed to its top, {text}")
         if best is None:
-            raise RuntimeError("fit: expected at least one family.")
+            raise RuntimeError(
+                "fit: expected at least one family; got none. Write: family='auto'."
+            )
         return best
 
     def climb(

@@ -39,8 +39,8 @@ class Noise(TorchDispatchMode):
         if self._next == len(self._drawn) or self._drawn[self._next][0] is not func:
             raise RuntimeError(
                 "in_chunks: expected model and guide to draw the same random numbers when they "
-                f"run again on the same arguments; got others, by {func}. Write: torch.rand or "
-                "pyro.sample for what Python's or NumPy's random numbers decide."
+                f"run a second time on the same arguments; got others, by {func}. Write: "
+                "torch.rand or pyro.sample for what Python's or NumPy's random numbers decide."
             )
         kept = self._drawn[self._next][1]
         self._next += 1

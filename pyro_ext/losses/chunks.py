@@ -159,9 +159,9 @@ def _sizes(plan: Sequence[Particles], axis: int) -> list[int]:
 def _check_whole(loss: "BoundLoss", log_weights: LogWeights, part: Particles) -> None:
     if any(term.log_p.shape[0] < part.inner for term in log_weights.terms):
         raise ValueError(
-            f"{loss!r}: expected particles that are independent of each other; got local latents "
-            "whose particles share the draw of the global ones. Write: joint=True, or "
-            f".in_chunks({loss.particles.inner})."
+            f"{loss!r}: expected particles that are independent of each other; got those of "
+            "local latents, which share the draw of the global ones. Write: joint=True, or a "
+            f"chunk_size of at least num_particles={loss.particles.inner}."
         )
 
 
@@ -217,8 +217,8 @@ def _part_of(full: Term, plan: list[Particles], axis: int, number: int) -> Tenso
     weight = full._path.weight
     if weight is None:
         raise RuntimeError(
-            "in_chunks: expected factors on the paths of all particles; got none. Write: the loss "
-            "without in_chunks."
+            "in_chunks: expected factors on the paths of all particles; got none. Write: "
+            "estimator='reparam', and please report it."
         )
     layout = full._layout
     dim = layout.particles.dims(layout.nesting)[0 if axis else 1]

@@ -165,9 +165,9 @@ class BoundLoss(Cited, pyro.infer.ELBO):
         name = type(self).__name__
         if not self.chunks:
             raise ValueError(
-                f"{name}: expected a loss whose gradient is that of log weights; got {self!r}, "
-                f"which needs all particles at once. Write: px.IWAE({self.num_particles})"
-                f".in_chunks({chunk_size})."
+                f"{name}: expected a loss whose gradient is that of log weights; got one that "
+                f"needs all particles at once. Write: px.IWAE({self.num_particles}).in_chunks("
+                f"{chunk_size})."
             )
         if chunk_size < 1:
             raise ValueError(

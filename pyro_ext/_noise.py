@@ -38,9 +38,9 @@ class Noise(TorchDispatchMode):
             return drawn
         if self._next == len(self._drawn) or self._drawn[self._next][0] is not func:
             raise RuntimeError(
-                "expected model and guide to draw the same random numbers when they run a second "
-                f"time on the same arguments; they drew others ({func}). Take out what makes "
-                "them draw otherwise, such as Python's own random numbers."
+                "in_chunks: expected model and guide to draw the same random numbers when they "
+                f"run a second time on the same arguments; got others, by {func}. Write: "
+                "torch.rand or pyro.sample for what Python's or NumPy's random numbers decide."
             )
         kept = self._drawn[self._next][1]
         self._next += 1

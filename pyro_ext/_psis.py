@@ -133,15 +133,16 @@ def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
     bad = flat.isnan() | (flat == math.inf)
     if bad.any():
         raise ValueError(
-            f"k_hat: expected finite log weights; {int(bad.sum())} of {flat.numel()} are NaN or "
-            "inf. Look for NaN in the data: torch.isfinite(x).all()."
+            f"k_hat: expected finite log weights; got {int(bad.sum())} of {flat.numel()} that are "
+            "NaN or inf. Write: torch.isfinite(x).all(), to look for NaN in the data."
         )
     empty = (flat == -math.inf).all(0)
     if empty.any():
         raise ValueError(
-            "k_hat: expected draws with positive density; all weights are zero in "
-            f"{int(empty.sum())} of {flat.shape[1]} elements. The guide lies outside the model's "
-            "support: check the supports of its latents."
+            "k_hat: expected draws where the model's density is positive; got none in "
+            f"{int(empty.sum())} of {flat.shape[1]} elements, as the guide lies outside the "
+            "model's support. Write: a guide with the supports of the model's latents, as "
+            "px.AutoJoint(model) has."
         )
     flat = flat.double()
     values = torch.zeros(flat.shape[1], dtype=torch.float64, device="cpu")

@@ -23,25 +23,37 @@ def messages():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
                 message = node.exc.args[0]
+                if ast.unparse(node.exc.func) in CLAUSES:
+                    continue
                 if isinstance(message, ast.JoinedStr | ast.Constant):
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", template(message)
 
 
-SCOPE = ("autoguide/", "families/", "losses/", "_checks", "_discover", "_terms", "_strata")
-SCOPE += ("bounds", "minibatch", "structure", "weights")
-PASSED_ON = "site '{}': {}"
-"""Pyro's own message, with the site's name before it."""
-MESSAGES = {place: text for place, text in messages() if place.startswith(SCOPE)}
+CLAUSES = ("Unsuitable",)
+"""Exceptions whose text is a part of another sentence: why a step is not compiled."""
+PASSED_ON = {
+    "site '{}': {}",
+    "fit: {} {}",
+    "fit: before the first step, {} {}",
+    "{} It happened {} times{}.",
+    "load_pair: {} Write: px.save_pair(path, model, guide, x), to save it again.",
+}
+"""Another message, of this form or Pyro's own, with a few words about it."""
+HALF = re.compile(r"\S.*: expected \S.*; got \S.*\.", re.DOTALL)
+HALVES = ("training/files", "training/checkpoints")
+"""What is found in a file; whoever reads it adds the line to write."""
+MESSAGES = dict(messages())
 
 
 @pytest.mark.parametrize("place", MESSAGES)
 def test_message_has_the_form(place):
     text = MESSAGES[place]
-    assert text == PASSED_ON or FORM.fullmatch(text)
+    form = HALF if place.startswith(HALVES) else FORM
+    assert text in PASSED_ON or form.fullmatch(text)
 
 
 def test_there_are_messages():
-    assert len(MESSAGES) > 80
+    assert len(MESSAGES) > 200
 
 
 @pytest.mark.parametrize(

@@ -247,8 +247,8 @@ def pairs_per_pass(layout: Layout, chunk_size: int | None) -> int:
         return max(1, _SCALARS // layout.width)
     if chunk_size < 1:
         raise ValueError(
-            f"expected chunk_size >= 1, the (draw, row) pairs at a time; got {chunk_size}. "
-            "Leave it out for a size that fits in memory."
+            "diagnostics: expected chunk_size >= 1, the (draw, row) pairs at a time; got "
+            f"{chunk_size}. Write: chunk_size=None, for a size that fits in memory."
         )
     return chunk_size
 

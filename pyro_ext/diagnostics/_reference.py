@@ -132,7 +132,8 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
     if not shared:
         raise ValueError(
             f"compare: expected a reference for some of the variables {sorted(group.data_vars)}; "
-            f"got {sorted(reference.moments)}. Rename the reference's variables."
+            f"got {sorted(reference.moments)}. Write: reference={{'{sorted(group.data_vars)[0]}': "
+            "(mean, sd)}."
         )
     for name in shared:
         draws = np.asarray(group[name].values[0], dtype=float)
@@ -140,7 +141,8 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
         if draws.shape[1:] != right.mean.shape:
             raise ValueError(
                 f"compare: expected reference '{name}' of shape {draws.shape[1:]}; got "
-                f"{right.mean.shape}."
+                f"{right.mean.shape}. Write: reference={{'{name}': (mean, sd)}}, each of the "
+                "site's shape."
             )
         with np.errstate(divide="ignore", invalid="ignore"):
             error = (draws.mean(0) - right.mean) / right.sd
@@ -180,6 +182,7 @@ def _exact(name: str, mean: Any, sd: Any) -> Moments:
     if means.shape != sds.shape or not (sds >= 0).all():
         raise ValueError(
             f"compare: expected reference '{name}' to be (mean, sd) of one shape with sd >= 0; "
-            f"got shapes {means.shape} and {sds.shape}."
+            f"got shapes {means.shape} and {sds.shape}. Write: reference={{'{name}': "
+            "(draws.mean(0), draws.std(0))}."
         )
     return Moments(means, sds, np.full(means.shape, np.inf))

@@ -48,7 +48,7 @@ def simulate(owner: str, target: Target) -> Simulated:
         if not places:
             raise ValueError(
                 f"{owner}: expected the values of the observed site '{name}' to be an argument of "
-                "the model, so that simulated data can take their place; they are none. Write: "
+                "the model, so that simulated data can take their place; got others. Write: "
                 f"def model(x, ...): ... pyro.sample('{name}', ..., obs=x)."
             )
         for place in places:

@@ -251,7 +251,8 @@ def _tree(
     unknown = [name for name in dims if name not in into.plates]
     if unknown:
         raise ValueError(
-            f"dims: expected names among the variables {sorted(into.plates)}; got {unknown}."
+            f"dims: expected names among the variables {sorted(into.plates)}; got {unknown}. "
+            f"Write: dims={{'{sorted(into.plates)[0]}': [...]}}."
         )
     named = {name: _dim_names(name, into, dims.get(name)) for name in into.plates}
     for group, variables in groups.items():
@@ -261,14 +262,14 @@ def _tree(
                 if dim in coords and len(coords[dim]) != size:
                     raise ValueError(
                         f"coords: expected {size} values for dim '{dim}' of '{name}'; got "
-                        f"{len(coords[dim])}."
+                        f"{len(coords[dim])}. Write: coords={{'{dim}': range({size})}}."
                     )
     used = {dim for names in named.values() for dim in names}
     unused = [dim for dim in coords if dim not in used]
     if unused:
         raise ValueError(
-            f"coords: expected dims among {sorted(used)}; got {unused}. Name a dim that is no "
-            "plate with dims={'site': ['dim']}."
+            f"coords: expected dims among {sorted(used)}; got {unused}. Write: "
+            f"dims={{'site': ['{unused[0]}']}}, which names a dim that is no plate."
         )
     return build_tree(groups, dims=named, coords=coords, attrs=attrs)
 
@@ -284,7 +285,8 @@ def _dim_names(name: str, into: Record, given: Sequence[str] | None) -> list[str
         return list(given)
     raise ValueError(
         f"dims: expected {len(events)} names for the dims of '{name}' besides its plates "
-        f"{plates}; got {list(given)}."
+        f"{plates}; got {list(given)}. Write: dims={{'{name}': "
+        f"{[f'dim_{i}' for i in range(len(events))]}}}."
     )
 
 

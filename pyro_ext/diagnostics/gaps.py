@@ -197,10 +197,11 @@ def _known(log_evidence: Elements | Tensor | float, star: Tensor) -> Elements:
     if value.shape != star.shape[1:]:
         raise ValueError(
             f"gaps: expected log_evidence of shape {tuple(star.shape[1:])}, one for each "
-            f"datapoint; got {tuple(value.shape)}. Leave it out, and it is estimated."
+            f"datapoint; got {tuple(value.shape)}. Write: px.gaps(run), which estimates it."
         )
     if not math.isfinite(value.sum()):
         raise ValueError(
-            "gaps: expected a finite log_evidence. Leave it out, and it is estimated."
+            f"gaps: expected a finite log_evidence; got {int((~value.isfinite()).sum())} of "
+            f"{value.numel()} that are not. Write: px.gaps(run), which estimates it."
         )
     return Elements(value, torch.zeros_like(value))

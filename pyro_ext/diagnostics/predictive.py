@@ -77,7 +77,7 @@ def loo(
         layout = inspect(target, plates)
     if layout.has_locals and not layout.has_globals:
         raise ValueError(
-            "loo: expected global latents; with latents of datapoints only, leaving one out "
+            "loo: expected global latents; got latents of datapoints only, where leaving one out "
             "changes nothing for the others. Write: px.evidence(model, guide, *args).per_datum."
         )
     options: dict[str, Any] = {"num_samples": num_samples, "chunk_size": chunk_size, "seed": seed}
@@ -156,7 +156,8 @@ def marginal_log_likelihood(
         if not (layout.has_locals and layout.has_globals):
             raise ValueError(
                 "marginal_log_likelihood: expected a guide with global latents and latents in a "
-                "data plate. Where there are no latents of datapoints write: px.to_datatree(...)."
+                f"data plate; got one with {'local' if layout.has_locals else 'global'} latents "
+                "only. Write: px.to_datatree(run)."
             )
         found, plates_of = _integrate(target, layout, num_samples, num_inner, chunk_size)
     stats = {name: found.pop(name).numpy()[None] for name in ("log_p", "log_q")}
@@ -198,8 +199,8 @@ def importance_resample(
     stats: Any = tree["sample_stats"] if "sample_stats" in tree.children else {}
     if "log_p" not in stats or "log_q" not in stats:
         raise ValueError(
-            "importance_resample: expected a tree with log_p and log_q in sample_stats. Write: "
-            "px.importance_resample(px.to_datatree(run))."
+            "importance_resample: expected a tree with log_p and log_q in sample_stats; got "
+            f"{sorted(stats)} there. Write: px.importance_resample(px.to_datatree(run))."
         )
     log_w = (stats["log_p"].values - stats["log_q"].values)[0]
     shape, smoothed = smooth(torch.from_numpy(log_w))  # in its own dtype, which knows its rounding

@@ -133,7 +133,7 @@ def rates(
         if not layout.each_alone:
             raise ValueError(
                 "rates: expected latents in one data plate and no others, so that each datapoint "
-                "has a rate of its own. For other models write: px.evidence(model, guide, *args)."
+                "has a rate of its own; got others. Write: px.evidence(model, guide, *args)."
             )
         rows = layout.size
         if layout.rows is not None:

@@ -45,8 +45,9 @@ class MLP(nn.Module):
         widths = [in_features, *hidden, out_features]
         if min(widths) < 1:
             raise ValueError(
-                f"MLP: expected positive widths, got in_features={in_features}, "
-                f"hidden={tuple(hidden)}, out_features={out_features}."
+                f"MLP: expected positive widths; got in_features={in_features}, "
+                f"hidden={tuple(hidden)}, out_features={out_features}. Write: "
+                "px.nn.MLP(784, (200,), 50)."
             )
         self.in_features = in_features
         self.out_features = out_features
@@ -61,8 +62,8 @@ class MLP(nn.Module):
         """Map ``(*batch, in_features)`` to ``(*batch, out_features)``."""
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(
-                f"MLP: expected input of shape (*batch, {self.in_features}), "
-                f"got {tuple(x.shape)}; flatten images with x.flatten(-2)."
+                f"MLP: expected input of shape (*batch, {self.in_features}); got "
+                f"{tuple(x.shape)}. Write: mlp(x.flatten(-2)) for images."
             )
         y: Tensor = self.layers(x)
         return y

@@ -150,7 +150,7 @@ class Adversarial(BoundLoss):
             self._climb(scene, self._state, steps)
         elif self._state is None:
             raise ValueError(
-                f"{self!r}: expected a critic that was trained; there was no step yet. Write: "
+                f"{self!r}: expected a critic that was trained; got no step yet. Write: "
                 "loss.evaluate(model, guide, *args), which trains one of its own."
             )
         return -self._bound(self._log_w(scene, self._state))

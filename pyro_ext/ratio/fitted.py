@@ -172,7 +172,7 @@ class FittedRatio(Cited, ABC):
     def _samples(self) -> tuple[Tensor, Tensor]:
         if self._held_out is None:
             raise RuntimeError(
-                f"{type(self).__name__}: expected a fitted ratio; it has seen no samples. Write: "
-                "ratio.fit(p, q) first."
+                f"{type(self).__name__}: expected a fitted ratio; got one that has seen no "
+                "samples. Write: ratio.fit(p, q) first."
             )
         return self._held_out

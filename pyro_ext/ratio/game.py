@@ -138,7 +138,7 @@ class Game:
             state, velocity = tried, at_tried
         raise RuntimeError(
             f"Game: expected a velocity below {tolerance}; got {float(velocity.norm()):.3g} after "
-            f"{num_steps} Newton steps. Start elsewhere: game.stationary_point(start)."
+            f"{num_steps} Newton steps. Write: game.stationary_point(start), from elsewhere."
         )
 
     def step(

@@ -84,8 +84,8 @@ class Elements:
             names = [site["name"] for site in latents if structure.home(site) is None]
             plates = [dict(plates) for plates in structure.local]
             raise ValueError(
-                f"Adversarial: expected latents in one data plate, or all outside; the sites "
-                f"{names} are outside, others in the plates {plates}. Write: "
+                f"Adversarial: expected latents in one data plate, or all outside; got the sites "
+                f"{names} outside, others in the plates {plates}. Write: "
                 "px.Adversarial(joint=True) for one critic of all latents, on the full batch."
             )
         self._structure = structure
@@ -141,8 +141,8 @@ class Elements:
                 continue
             if site["mask"] is not None:
                 raise ValueError(
-                    f"Adversarial: expected latents without a mask; site '{name}' has one. Mask "
-                    "the observed sites only."
+                    f"Adversarial: expected latents without a mask; got one on site '{name}'. "
+                    "Write: poutine.mask around the observed sites only."
                 )
             transform = biject_to(fn.support)
             unconstrained = transform.inv(value)

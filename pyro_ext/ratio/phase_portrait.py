@@ -50,7 +50,7 @@ def phase_portrait(
     if game.num_psi != 1 or wide:
         raise ValueError(
             f"phase_portrait: expected one ψ and one θ; got {game.num_psi} ψ, and more than two "
-            f"numbers in {wide}. Draw the norms instead: states.norm(dim=1)."
+            f"numbers in {wide}. Write: axes.plot(states.norm(dim=1)), to draw norms instead."
         )
     figure = NewFigure(figsize=(5.2, 5.2), layout="constrained")
     FigureCanvasAgg(figure)

@@ -63,7 +63,8 @@ def check_same_dim(p: Samples, q: Samples) -> None:
     if p.held_out.shape[1] != q.held_out.shape[1]:
         raise ValueError(
             f"DensityRatio: expected samples of one size; got {p.held_out.shape[1]} numbers in "
-            f"one of p and {q.held_out.shape[1]} in one of q. Pass the same columns of both."
+            f"one of p and {q.held_out.shape[1]} in one of q. Write: ratio.fit(p[:, columns], "
+            "q[:, columns])."
         )
 
 
@@ -86,6 +87,7 @@ def _split(rows: Tensor, name: str, held_out: float) -> tuple[Tensor, Tensor]:
     if count < 2 or len(rows) - count < 2:
         raise ValueError(
             f"DensityRatio: expected at least two rows of {name} to train on and two to hold "
-            f"out; got {len(rows)} in all. Pass more samples, or a sampler."
+            f"out; got {len(rows)} in all. Write: lambda n: ..., which returns n fresh samples, "
+            "for the tensor."
         )
     return rows[order[:count]].detach(), rows[order[count:]].detach()

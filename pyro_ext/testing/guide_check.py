@@ -122,7 +122,10 @@ def _check_gradients(factory: GuideFactory, model: Model, args: Any) -> None:
             loss.differentiable_loss(model, guide, *args)
         except ValueError:
             continue
-        raise AssertionError(f"{loss!r} takes a family whose gradient it cannot have")
+        raise AssertionError(
+            f"check_guide: expected {loss!r} to refuse a family whose gradient it cannot have; "
+            "got a value. Write: raise ValueError(...), where the family is asked to score such z."
+        )
 
 
 def _check_log_prob(factory: GuideFactory, model: Model, args: Any) -> None:
@@ -135,7 +138,10 @@ def _check_log_prob(factory: GuideFactory, model: Model, args: Any) -> None:
             guide.log_prob(many, *args)
         except ValueError:
             return
-        raise AssertionError("log_prob returns a density that the family cannot know")
+        raise AssertionError(
+            "check_guide: expected log_prob to refuse draws that the family cannot score; got a "
+            "density. Write: density = 'any', or raise ValueError(...) in log_prob."
+        )
     for _ in range(3):
         trace = poutine.trace(guide).get_trace(*args)
         density = torch.stack(

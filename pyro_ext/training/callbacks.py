@@ -65,8 +65,8 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ImportError(
-                "TensorBoard: expected the package tensorboard to be installed. Write: "
-                "pip install tensorboard."
+                "TensorBoard: expected the package tensorboard to be installed; got an "
+                "environment without it. Write: pip install tensorboard."
             ) from error
         self._writer: Any = SummaryWriter(folder)
 

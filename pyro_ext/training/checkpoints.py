@@ -112,7 +112,7 @@ class Checkpoints:
                         "Write: px.Checkpoints(..., damaged='previous') to go on from the one "
                         "before."
                         if len(files) > number + 1
-                        else "There is no other: take it away to begin anew."
+                        else "There is no other. Write: another folder, to begin anew."
                     )
                     raise DamagedFile(f"fit: {error} {instead}") from error
                 warnings.warn(
@@ -124,5 +124,5 @@ class Checkpoints:
 def _checked(path: Path) -> dict[str, Any]:
     payload = read(path, "checkpoint")
     if not isinstance(payload, dict) or "asked" not in payload:
-        raise DamagedFile(f"{path}: expected what px.fit saves; it holds something else.")
+        raise DamagedFile(f"{path}: expected what px.fit saves; got something else.")
     return payload

@@ -68,8 +68,8 @@ def read(path: Path, kind: str) -> Any:
     version = title.rpartition(b" ")[2].decode(errors="replace")
     if version != str(VERSION):
         raise DamagedFile(
-            f"{path}: expected a {kind} of version {VERSION}; got version {version}. Read it with "
-            "the version of pyro_ext that wrote it."
+            f"{path}: expected a {kind} of version {VERSION}; got version {version}, which "
+            "another version of pyro_ext reads."
         )
     size, _, digest = told.decode(errors="replace").partition(" ")
     if size != str(len(body)):
@@ -78,12 +78,15 @@ def read(path: Path, kind: str) -> Any:
             "truncated, or not only that."
         )
     if hashlib.sha256(body).hexdigest() != digest:
-        raise DamagedFile(f"{path}: the checksum does not fit: the file was altered.")
+        raise DamagedFile(
+            f"{path}: expected the checksum that it was saved with; got another: the file was "
+            "altered."
+        )
     try:
         return torch.load(io.BytesIO(body), weights_only=True)
     except Exception as error:
         first = str(error).strip().splitlines()[0]
         raise DamagedFile(
-            f"{path}: expected tensors and numbers alone; it holds something else, which was not "
-            f"run: {first}"
+            f"{path}: expected tensors and numbers alone; got something else, which was not run: "
+            f"{first}."
         ) from error

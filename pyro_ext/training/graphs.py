@@ -164,7 +164,7 @@ class Graphs:
         return build(
             self._roots,
             call,
-            self._params,
+            optimizers.params,
             optimizers.for_graph,
             self.skipped,
             backend=BACKEND,

@@ -44,7 +44,7 @@ class Optimizers:
         sparse: Sequence[int] | None = None,
         average: Average | None = None,
     ) -> None:
-        self._params, self._clip_norm = params, clip_norm
+        self._clip_norm = clip_norm
         self.for_graph: AllParameters | None = None
         if sparse is None:
             grads = enumerate(param.grad for param in params)
@@ -59,6 +59,10 @@ class Optimizers:
             self.for_graph = AllParameters(optim, clip_norm, average)
             self.for_graph.include(params)
             self.optimizers = [o for o in (self.for_graph.torch,) if o is not None]
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        taken = {id(param) for group in groups for param in group["params"]}
+        # What makes the optimizer may leave parameters out: these stay as they are.
+        self.params = [param for param in params if id(param) in taken]
         self.schedulers = [] if schedule is None else [schedule(o) for o in self.optimizers]
 
     def step(self) -> None:
@@ -107,7 +111,7 @@ class Optimizers:
             scheduler.load_state_dict(saved)
 
     def _clip(self, largest: float) -> None:
-        grads = [param.grad for param in self._params if param.grad is not None]
+        grads = [param.grad for param in self.params if param.grad is not None]
         norms = [values(grad).square().sum() for grad in grads]
         factor = (largest / (torch.stack(norms).sum().sqrt() + 1e-6)).clamp(max=1.0)
         for grad in grads:

@@ -62,9 +62,9 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
     )
     trained = every if train == "both" else _side(pair, train, every)
     if not trained:
-        whose = "model and guide have" if train == "both" else f"the {train} has"
+        whose = "model and guide" if train == "both" else f"the {train}"
         raise ValueError(
-            f"fit: expected a parameter to fit; {whose} none. Write: "
+            f"fit: expected a parameter to fit; got none in {whose}. Write: "
             "px.fit(model, px.AutoJoint(model), data=...)."
         )
     chosen = {id(param) for param in trained}
@@ -125,8 +125,8 @@ def _side(pair: Pair, train: str, every: list[Tensor]) -> list[Tensor]:
     if shared:
         shapes = [tuple(param.shape) for param in every if id(param) in shared]
         raise ValueError(
-            f"fit: expected model and guide to share no parameter with train={train!r}; they "
-            f"share {len(shared)}, of shapes {shapes}. Write: train='both'."
+            f"fit: expected model and guide to share no parameter with train={train!r}; got "
+            f"{len(shared)} that both have, of shapes {shapes}. Write: train='both'."
         )
     # A module may hold the other one as a part.
     of_model |= {id(param) for param in _of_module(pair.model)} - of_guide

@@ -86,7 +86,7 @@ class Ranks:
             if other != every[0]:
                 raise ValueError(
                     f"fit: expected {what} to be the same in all {self.size} processes; got "
-                    f"{every[0]!r} in process 0, {other!r} in process {rank}. {instead}"
+                    f"{every[0]!r} in process 0, {other!r} in process {rank}. Write: {instead}."
                 )
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
@@ -214,8 +214,8 @@ class Ranks:
         except RuntimeError as error:
             first = str(error).strip().splitlines()[0]
             raise RuntimeError(
-                f"fit: expected all {self.size} processes to take part in each step; process "
-                f"{self.rank} waited for another one in vain, which was killed or has raised an "
-                "error of its own. Write the same command again: with checkpoints=... it goes on "
-                f"from the last one. ({first})"
+                f"fit: expected all {self.size} processes to take part in each step; got "
+                f"one that process {self.rank} waited for in vain, as it was killed or has raised "
+                f"an error of its own ({first}). Write: the same command again; with "
+                "checkpoints=... it goes on from the last one."
             ) from error

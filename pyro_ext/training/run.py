@@ -107,8 +107,8 @@ class Run(Cited):
         """
         if self.session is None:
             raise ValueError(
-                "Run.resume: expected a run of px.fit with settings; this one was found without. "
-                "Write: px.fit(model, run.guide, data=data)."
+                "Run.resume: expected a run of px.fit with settings; got one that was found "
+                "without. Write: px.fit(model, run.guide, data=data)."
             )
         self.session.resume(num_steps)
         resumed: Run = self.session.run()
@@ -133,7 +133,7 @@ class Run(Cited):
         """
         if loader_in(self.args) is not None:
             raise ValueError(
-                "Run.sample: expected a run whose data are at hand; this one got a DataLoader. "
+                "Run.sample: expected a run whose data are at hand; got one of a DataLoader. "
                 "Write: run.guide.sample_posterior(num_samples, x)."
             )
         if isinstance(self.guide, PackedGuide):

@@ -9,7 +9,7 @@ import torch
 from pyro_ext._checks import Pair
 from pyro_ext._run import traces
 from pyro_ext.structure import trace_params
-from pyro_ext.training.files import read, write
+from pyro_ext.training.files import DamagedFile, read, write
 from pyro_ext.training.snapshot import load_tensors, named_tensors
 
 __all__ = ["load_pair", "save_pair"]
@@ -71,7 +71,12 @@ def load_pair(
         >>> guide.median() == run.guide.median()
         True
     """
-    saved = read(Path(path), "pair")
+    try:
+        saved = read(Path(path), "pair")
+    except DamagedFile as error:
+        raise DamagedFile(
+            f"load_pair: {error} Write: px.save_pair(path, model, guide, x), to save it again."
+        ) from error
     load_tensors(_named(model, guide, args), saved, f"load_pair: {path}")
 
 

@@ -277,7 +277,7 @@ class Session:
         self._ranks.check_same(
             "the last checkpoint",
             None if found is None else found[0].name,
-            "Write: a folder that all of them see.",
+            "a folder that all of them see",
         )
         if found is None:
             return
@@ -315,7 +315,7 @@ class Session:
         ranks.check_same(
             "the data",
             digest(self.settings.args),
-            "Write: px.fit(model, guide, loss, x) with all rows; each process takes its part.",
+            "px.fit(model, guide, loss, x) with all rows; each process takes its part",
         )
         ranks.broadcast(list(self._named.values()))
         if ranks.rank > 0:

@@ -57,15 +57,17 @@ def load_tensors(into: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: 
     """
     for name in (*into, *saved):
         if name not in saved or name not in into:
-            whose = "only the checkpoint has" if name in saved else "the checkpoint lacks"
+            which = "with" if name in saved else "without"
             raise DamagedFile(
-                f"{what}: expected a checkpoint of this model and guide; {whose} '{name}'."
+                f"{what}: expected a checkpoint of this model and guide; got one {which} "
+                f"'{name}'. Write: the model and guide that were saved, or another folder."
             )
         old, new = saved[name], into[name]
         if old.shape != new.shape or old.dtype != new.dtype:
             raise DamagedFile(
-                f"{what}: expected a checkpoint of this model and guide; there '{name}' is "
-                f"{tuple(old.shape)} in {old.dtype}, here {tuple(new.shape)} in {new.dtype}."
+                f"{what}: expected '{name}' of shape {tuple(new.shape)} in {new.dtype}, as here; "
+                f"got {tuple(old.shape)} in {old.dtype}. Write: the model and guide that were "
+                "saved, or another folder."
             )
     with torch.no_grad():
         for name, tensor in into.items():
@@ -102,6 +104,6 @@ def check_asked(saved: Mapping[str, Any], asked: Mapping[str, Any], what: str) -
     for name in (*asked, *saved):
         if saved.get(name) != asked.get(name):
             raise DamagedFile(
-                f"{what}: expected a checkpoint of this fit; its {name} is {saved.get(name)!r}, "
-                f"here it is {asked.get(name)!r}. Write the same, or another folder."
+                f"{what}: expected a checkpoint of this fit, whose {name} is {asked.get(name)!r}; "
+                f"got {saved.get(name)!r}. Write: the same {name}, or another folder."
             )

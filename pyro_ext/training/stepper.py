@@ -123,8 +123,8 @@ class Stepper:
             if finite or self._ranks.size > 1:  # the others wait for a gradient
                 if not value.requires_grad:
                     raise ValueError(
-                        "fit: expected a loss with a gradient for what is trained; "
-                        f"{self._loss!r} gives the model no gradient. Write: train='guide'."
+                        "fit: expected a loss with a gradient for what is trained; got "
+                        f"{self._loss!r}, which gives the model none. Write: train='guide'."
                     )
                 value.backward()
         joint, finite = self._averaged(value, finite=finite)

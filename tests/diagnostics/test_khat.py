@@ -121,7 +121,7 @@ def test_zero_weights_are_allowed():
     ("weights", "message"),
     [
         (torch.zeros(10, 2), r"at least 25 particles.*\(10, 2\)"),
-        (torch.full((100,), math.nan), "100 of 100 are NaN"),
+        (torch.full((100,), math.nan), "100 of 100 that are NaN"),
         (torch.full((100,), math.inf), "NaN or inf"),
         (torch.full((100,), -math.inf), "outside the model's support"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-FIGURES = README.partition("## Figures")[2].partition("\n## ")[0]
+FIGURES = README.partition("## Measured")[2].partition("\n## ")[0]
 ROWS = [line for line in FIGURES.splitlines() if "](docs/" in line]
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 PAGES = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")

@@ -11,6 +11,7 @@ import pyro.infer.autoguide as pyro_auto
 import pytest
 import reference
 import torch
+from losses.gradients import gradients
 from pyro import poutine
 from reference import Gaussian
 from torch import Tensor, nn
@@ -27,14 +28,6 @@ every_form = pytest.mark.parametrize("form", FORMS)
 
 def values(loss: Any, model: Any, guide: Any, *args: Tensor, rows: int) -> Tensor:
     return torch.tensor([loss.loss(model, guide, *args) for _ in range(rows)])
-
-
-def gradients(loss: Any, model: Any, guide: Any, params: Any, *args: Tensor, rows: int) -> Tensor:
-    draws = []
-    for _ in range(rows):
-        grads = torch.autograd.grad(loss.differentiable_loss(model, guide, *args), params)
-        draws.append(torch.cat([grad.flatten() for grad in grads]))
-    return torch.stack(draws)
 
 
 class Pair(nn.Module):

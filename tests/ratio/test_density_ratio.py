@@ -228,7 +228,7 @@ ERRORS = {
     ),
     "few": (
         lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(torch.randn(3, 1), torch.randn(9, 1)),
-        r"expected at least two rows of p .* got 3 in all\. Pass more",
+        r"expected at least two rows of p .* got 3 in all\. Write: lambda n",
     ),
 }
 

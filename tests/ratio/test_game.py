@@ -70,7 +70,7 @@ def test_newton_finds_a_point_of_a_line_and_of_a_curved_field():
 
 def test_no_stationary_point():
     game = pr.Game(lambda psi, theta: (psi.sum(), theta.sum()), num_psi=1)
-    with pytest.raises(RuntimeError, match=r"expected a velocity below .*Start elsewhere"):
+    with pytest.raises(RuntimeError, match=r"a velocity below .*Write: .* from elsewhere"):
         game.stationary_point(torch.zeros(2))
 
 

@@ -311,7 +311,7 @@ def test_subsampled_plates_are_refused():
         with pyro.plate("data", len(x), 2) as index:
             pyro.sample("x", dist.Normal(mu, 1.0), obs=x[index])
 
-    with pytest.raises(ValueError, match="plate 'data' shows 2 of 6"):
+    with pytest.raises(ValueError, match="plate 'data' with 2 of 6"):
         auto(model, data=torch.zeros(6))
 
 

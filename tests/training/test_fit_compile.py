@@ -108,6 +108,20 @@ def test_a_model_that_subsamples(built):
     np.testing.assert_allclose(built[1].losses, built[2].losses, rtol=1e-10)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_parameters_that_the_optimizer_leaves_out_stay_as_they_are(clip_norm):
+    guides = []
+
+    def guide(model):
+        guides.append(px.AutoPerDatapoint(model))
+        return guides[-1]
+
+    only = lambda params: SGD(guides[-1].parameters(), lr=0.05)  # noqa: E731
+    make = lambda: {"model": Model()}  # noqa: E731
+    run = assert_same(make, guide=guide, optim=only, clip_norm=clip_norm)
+    assert run.model.loc == 0.0
+
+
 LOSSES = {
     "IWAE": lambda: px.IWAE(3, estimator="dreg"),
     "score": lambda: px.ELBO(3, estimator="score"),

@@ -143,7 +143,7 @@ def test_unknown_side_raises() -> None:
 def test_nothing_to_train_raises() -> None:
     model = LinearGaussian.random().double()
     x = torch.zeros(6, model.num_features)
-    with pytest.raises(ValueError, match="the model has none"):
+    with pytest.raises(ValueError, match="got none in the model"):
         quiet(model, LinearGuide.exact(model), data=x, train="model")
 
 
@@ -152,7 +152,9 @@ def test_shared_parameter_raises() -> None:
         pyro.param("sd", torch.tensor(2.0), constraint=constraints.positive)
         guide_by_param(x)
 
-    with pytest.raises(ValueError, match=r"share no parameter .* share 1, of shapes \[\(\)\]"):
+    with pytest.raises(
+        ValueError, match=r"share no parameter .* got 1 that both have, of shapes \[\(\)\]"
+    ):
         quiet(by_param, sharing, data=torch.ones(5), train="model")
     pyro.clear_param_store()
 
@@ -160,5 +162,5 @@ def test_shared_parameter_raises() -> None:
 def test_loss_without_gradient_for_the_side_raises() -> None:
     model = LinearGaussian.random(trainable=True).double()
     x = torch.zeros(6, model.num_features)
-    with pytest.raises(ValueError, match=r"Sleep.* gives the model no gradient.*train='guide'"):
+    with pytest.raises(ValueError, match=r"Sleep.* gives the model none.*train='guide'"):
         quiet(model, LinearGuide.exact(model), px.Sleep({"x": 0}), x, train="model")

@@ -14,8 +14,6 @@ from torch import BoolTensor, Tensor
 __all__ = [
     "ConjugateModel",
     "Posterior",
-    "check_mask",
-    "data_args",
     "data_plate",
     "from_precision",
     "mask_rows",
@@ -53,10 +51,26 @@ class ConjugateModel(ABC):
         True
     """
 
+    mask: Tensor | None
+
+    def __post_init__(self) -> None:
+        """Check the mask."""
+        shape = self._data[-1].shape
+        if self.mask is not None and (self.mask.dtype != torch.bool or self.mask.shape != shape):
+            raise ValueError(
+                f"mask: expected a boolean tensor of shape {tuple(shape)}; got {self.mask.dtype} "
+                f"of shape {tuple(self.mask.shape)}. Write: mask=torch.isfinite(x)."
+            )
+
+    @property
+    def args(self) -> tuple[Tensor, ...]:
+        """What ``model`` and ``guide`` take: the data, then the mask if there is one."""
+        return self._data if self.mask is None else (*self._data, self.mask)
+
     @property
     @abstractmethod
-    def args(self) -> tuple[Tensor, ...]:
-        """The full-data arguments of ``model`` and ``guide``; all have the data's rows first."""
+    def _data(self) -> tuple[Tensor, ...]:
+        """All the data, rows first; the observed ones last."""
 
     @abstractmethod
     def model(self, *args: Any, **kwargs: Any) -> None:
@@ -73,18 +87,6 @@ class ConjugateModel(ABC):
     @abstractmethod
     def posterior(self) -> Posterior:
         """Exact posterior moments given all the data."""
-
-
-def data_args(*data: Tensor, mask: Tensor | None) -> tuple[Tensor, ...]:
-    return data if mask is None else (*data, mask)
-
-
-def check_mask(mask: Tensor | None, x: Tensor) -> None:
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape):
-        raise ValueError(
-            f"mask: expected a boolean tensor of shape {tuple(x.shape)}, "
-            f"got {mask.dtype} of shape {tuple(mask.shape)}."
-        )
 
 
 @contextmanager

@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_ext.testing.conjugate._base import (
     ConjugateModel,
     Posterior,
-    check_mask,
-    data_args,
     data_plate,
     mask_rows,
     observe,
@@ -51,9 +49,6 @@ class GammaPoisson(ConjugateModel):
     mask: Tensor | None = None
     subsample_size: int | None = None
 
-    def __post_init__(self) -> None:
-        check_mask(self.mask, self.x)
-
     @classmethod
     def simulate(
         cls,
@@ -72,9 +67,8 @@ class GammaPoisson(ConjugateModel):
         return cls(x, concentration, rate, local)
 
     @property
-    def args(self) -> tuple[Tensor, ...]:
-        """``(x,)``, or ``(x, mask)``."""
-        return data_args(self.x, mask=self.mask)
+    def _data(self) -> tuple[Tensor, ...]:
+        return (self.x,)
 
     def model(
         self, x: Tensor, mask: Tensor | None = None, *, subsample: Tensor | None = None
@@ -102,8 +96,8 @@ class GammaPoisson(ConjugateModel):
         """Log density of the negative binomial, zero where masked; local latents only."""
         if not self.local:
             raise ValueError(
-                "GammaPoisson: log_evidence_per_datum needs local=True; with one global rate the "
-                "data are dependent, use log_evidence()."
+                "GammaPoisson: expected a rate for each datum, local=True; got one global rate, "
+                "with which the data are dependent. Write: log_evidence()."
             )
         return self._log_normaliser() - observed(self.x, self.mask) * (self.x + 1).lgamma()
 

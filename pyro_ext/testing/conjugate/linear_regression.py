@@ -12,8 +12,6 @@ from torch import Tensor
 from pyro_ext.testing.conjugate._base import (
     ConjugateModel,
     Posterior,
-    check_mask,
-    data_args,
     data_plate,
     from_precision,
     observe,
@@ -50,9 +48,6 @@ class LinearRegression(ConjugateModel):
     mask: Tensor | None = None
     subsample_size: int | None = None
 
-    def __post_init__(self) -> None:
-        check_mask(self.mask, self.y)
-
     @classmethod
     def simulate(
         cls, num: int, dim: int = 3, *, scale: float = 1.0, correlation: float = 0.8, seed: int = 0
@@ -64,9 +59,8 @@ class LinearRegression(ConjugateModel):
         return cls(inputs, inputs @ w + scale * noise[:, -1], scale)
 
     @property
-    def args(self) -> tuple[Tensor, ...]:
-        """``(inputs, y)``, or ``(inputs, y, mask)``."""
-        return data_args(self.inputs, self.y, mask=self.mask)
+    def _data(self) -> tuple[Tensor, ...]:
+        return self.inputs, self.y
 
     def model(
         self,

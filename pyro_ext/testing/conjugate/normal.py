@@ -13,8 +13,6 @@ from torch import Tensor
 from pyro_ext.testing.conjugate._base import (
     ConjugateModel,
     Posterior,
-    check_mask,
-    data_args,
     data_plate,
     from_precision,
     mask_rows,
@@ -52,18 +50,14 @@ class NormalLocal(ConjugateModel):
     mask: Tensor | None = None
     subsample_size: int | None = None
 
-    def __post_init__(self) -> None:
-        check_mask(self.mask, self.x)
-
     @classmethod
     def simulate(cls, num: int, *, scale: float = 1.0, seed: int = 0) -> "NormalLocal":
         """Draw ``num`` data from the model."""
         return cls(math.hypot(1.0, scale) * randn(num, seed=seed), scale)
 
     @property
-    def args(self) -> tuple[Tensor, ...]:
-        """``(x,)``, or ``(x, mask)``."""
-        return data_args(self.x, mask=self.mask)
+    def _data(self) -> tuple[Tensor, ...]:
+        return (self.x,)
 
     def model(
         self, x: Tensor, mask: Tensor | None = None, *, subsample: Tensor | None = None
@@ -129,9 +123,6 @@ class NormalGlobal(ConjugateModel):
     mask: Tensor | None = None
     subsample_size: int | None = None
 
-    def __post_init__(self) -> None:
-        check_mask(self.mask, self.x)
-
     @classmethod
     def simulate(
         cls, num: int, *, scale: float = 1.0, prior_scale: float = 1.0, seed: int = 0
@@ -141,9 +132,8 @@ class NormalGlobal(ConjugateModel):
         return cls(prior_scale * noise[0] + scale * noise[1:], scale, prior_scale)
 
     @property
-    def args(self) -> tuple[Tensor, ...]:
-        """``(x,)``, or ``(x, mask)``."""
-        return data_args(self.x, mask=self.mask)
+    def _data(self) -> tuple[Tensor, ...]:
+        return (self.x,)
 
     def model(
         self, x: Tensor, mask: Tensor | None = None, *, subsample: Tensor | None = None
@@ -202,9 +192,6 @@ class NormalHierarchy(ConjugateModel):
     mask: Tensor | None = None
     subsample_size: int | None = None
 
-    def __post_init__(self) -> None:
-        check_mask(self.mask, self.x)
-
     @classmethod
     def simulate(
         cls,
@@ -221,9 +208,8 @@ class NormalHierarchy(ConjugateModel):
         return cls(x, scale, local_scale, prior_scale)
 
     @property
-    def args(self) -> tuple[Tensor, ...]:
-        """``(x,)``, or ``(x, mask)``."""
-        return data_args(self.x, mask=self.mask)
+    def _data(self) -> tuple[Tensor, ...]:
+        return (self.x,)
 
     def model(
         self, x: Tensor, mask: Tensor | None = None, *, subsample: Tensor | None = None

@@ -98,7 +98,9 @@ class Density:
         elif not self.together:
             why = "the model does not broadcast over a plate on the left of its own"
         if why is not None:
-            raise Unfit(f"fit: expected a small model; {why}. Write: optim='auto'.", why)
+            raise Unfit(
+                f"fit: expected a small model; got another: {why}. Write: optim='auto'.", why
+            )
 
     def guide(self, family: Family | None, args: tuple[Any, ...]) -> AutoJoint:
         """Return a guide over the same vector, set up.
@@ -296,7 +298,7 @@ def _nesting(trace: Trace) -> int:
     for frame in frames:
         if frame.full_size is not None and frame.size < frame.full_size:
             raise Unfit(
-                f"fit: expected all rows at once with optim='auto'; plate '{frame.name}' shows "
+                f"fit: expected all rows at once with optim='auto'; got plate '{frame.name}' with "
                 f"{frame.size} of {frame.full_size}. Write: pyro.plate('{frame.name}', "
                 f"{frame.full_size}).",
                 f"plate '{frame.name}' shows {frame.size} of {frame.full_size} rows",
@@ -311,7 +313,7 @@ def _check_params(trace: Trace) -> None:
         if value.requires_grad:
             raise Unfit(
                 f"fit: expected a model without parameters of its own with optim='auto'; got "
-                f"'{name}'. Give it a prior, pyro.sample('{name}', ...), or leave out "
+                f"'{name}'. Write: pyro.sample('{name}', ...), with a prior, or leave out "
                 "optim='auto'.",
                 f"the model has a parameter of its own, '{name}'",
             )

@@ -220,7 +220,7 @@ def _picked(found: LogWeights, names: list[str], inner: int, num: int) -> dict[s
     terms = [term for term in found.terms if term.plates]
     if len(terms) != 1 or terms[0].log_w.dim() != 3:
         raise ValueError(
-            "fit: expected locals in one data plate with optim='auto'; the plates are "
+            "fit: expected locals in one data plate with optim='auto'; got the plates "
             f"{[term.plates for term in terms]}. Write: px.fit(model, guide, data=data)."
         )
     weights = terms[0].log_w.softmax(0)

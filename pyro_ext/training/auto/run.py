@@ -126,7 +126,7 @@ class LocalRun(JudgedRun):
     def _resample(self, num_samples: int, generator: torch.Generator) -> dict[str, Tensor]:
         if self.pool is None:
             raise ValueError(
-                "LocalRun.sample: expected weighted draws; none were made, as there are too many "
-                "data. Write: corrected=False."
+                "LocalRun.sample: expected weighted draws; got none, as there are too many data. "
+                "Write: run.sample(num_samples, corrected=False)."
             )
         return self.pool.resample(num_samples, generator)

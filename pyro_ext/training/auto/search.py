@@ -133,8 +133,8 @@ class _Search:
         candidates = paths(self.density, starting_points(self.density, num, self.seed), self.seed)
         if not candidates:
             raise ValueError(
-                "fit: expected a start from which the log density rises; found none in "
-                f"{num}. Give the latents proper priors, or data that they explain."
+                f"fit: expected a start from which the log density rises; got none in {num}. "
+                "Write: proper priors of the latents, or data that they explain."
             )
         best = max(c.elbo for c in candidates)
         self.note(f"{num} Newton paths" if dim <= MAX_DENSE else f"{num} L-BFGS paths", best)

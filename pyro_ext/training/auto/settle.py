@@ -33,7 +33,10 @@ def settled(density: Density, args: tuple[Any, ...], family: Family, q: Map) -> 
         )
     )
     if not isinstance(base, Affine):
-        raise TypeError(f"fit: expected a normal; got {type(base).__name__}.")
+        raise TypeError(
+            f"fit: expected a normal; got {type(base).__name__}. Write: "
+            "family=px.FullCovariance()."
+        )
     if isinstance(shape, LowRank) and base.columns is not None:
         parts = [base.loc, inverse_positive(base.factor), base.columns.flatten()]
         params = torch.cat(parts)

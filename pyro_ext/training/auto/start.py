@@ -58,8 +58,8 @@ def starting_points(density: Density, num: int, seed: int) -> Float[Tensor, " nu
             return points.to(density.dtype)
         points[bad] = points[bad] / 2
     raise ValueError(
-        "fit: expected a model with a finite density somewhere in its support; it is 0 or NaN at "
-        "each of the starts. Look for NaN in the data: torch.isfinite(x).all()."
+        "fit: expected a model with a finite density somewhere in its support; got 0 or NaN at "
+        "each of the starts. Write: torch.isfinite(x).all(), to look for NaN in the data."
     )
 
 

@@ -22,6 +22,6 @@ def forever(batches: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
             yield tuple(batch) if isinstance(batch, tuple | list) else (batch,)
         if empty:
             raise ValueError(
-                "CompiledSVI.run: expected batches; got none. An iterator is used up after one "
-                "pass: write batches=loader, not iter(loader)."
+                "CompiledSVI.run: expected batches; got none, as an iterator is used up after "
+                "one pass. Write: batches=loader, not iter(loader)."
             )

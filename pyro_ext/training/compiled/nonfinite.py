@@ -66,8 +66,8 @@ class Guard:
             if self._way == "raise":
                 raise ValueError(
                     f"CompiledSVI: expected a finite loss and gradient; got others in {new} of "
-                    f"the steps up to number {self.steps}. They were not applied: the parameters "
-                    "are those of the last good step. Lower the learning rate, write "
+                    f"the steps up to number {self.steps}, which were not applied: the parameters "
+                    "are those of the last good step. Write: a lower learning rate, "
                     "CompiledSVI(..., clip_norm=10.0), or nonfinite='skip' to leave such steps "
                     "out and go on."
                 )

@@ -97,7 +97,9 @@ class AllParameters:
             grads: Their gradients, None where there is none.
         """
         if self.torch is None:
-            raise RuntimeError("CompiledSVI: expected parameters before a step; got none.")
+            raise RuntimeError(
+                "CompiledSVI: expected parameters before a step; got none. Write: svi.step(*args)."
+            )
         given = [(p, g) for p, g in zip(params, grads, strict=True) if g is not None]
         clipped = self.clipped([p for p, _ in given], [g for _, g in given])
         for (param, _), grad in zip(given, clipped, strict=True):

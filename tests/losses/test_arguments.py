@@ -1,7 +1,7 @@
 """The arguments of every public loss, and its repr."""
 
 from collections.abc import Callable
-from inspect import signature
+from inspect import isabstract, signature
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from pyro_ext.losses.loss import BoundLoss
 PUBLIC = {
     name: loss
     for name in px.losses.__all__
-    if issubclass(loss := getattr(px.losses, name), BoundLoss)
+    if issubclass(loss := getattr(px.losses, name), BoundLoss) and not isabstract(loss)
 }
 every_class = pytest.mark.parametrize(
     "loss", [loss for loss in PUBLIC.values() if "num_particles" in signature(loss).parameters]

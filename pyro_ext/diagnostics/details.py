@@ -193,11 +193,11 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
         )
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(chosen[0])
-    if behind is not None:
-        drawn = np.concatenate([_columns(tree, chosen, _MAX_POINTS) for tree in trees.values()], 1)
-        first, second = _columns(behind, chosen)
-        keep_close(grid[0], "x", first, drawn[0])
-        keep_close(grid[0], "y", second, drawn[1])
+    drawn = np.concatenate([_columns(tree, chosen, _MAX_POINTS) for tree in trees.values()], 1)
+    most = np.quantile(drawn, (0.01, 0.99), axis=1).T  # one draw far out would squash the rest
+    first, second = most if behind is None else _columns(behind, chosen)
+    keep_close(grid[0], "x", first, drawn[0])
+    keep_close(grid[0], "y", second, drawn[1])
     grid[0].set_ylabel(chosen[1])
     legend(figure)
     return figure

@@ -198,6 +198,17 @@ def test_pairs_are_the_two_that_depend_most():
     assert len(found.figures["pairs"].axes) == 2
 
 
+def test_one_draw_far_out_does_not_squash_the_pairs():
+    def model():
+        pyro.sample("mu", dist.StudentT(0.4, 0.0, 1.0).expand([2]).to_event(1))
+
+    found = compare({"prior": Fit(model, model, ())}, num_samples=2000, seed=0)
+    axes, *_ = found.figures["pairs"].axes
+    x = axes.collections[0].get_offsets()[:, 0]
+    low, high = axes.get_xlim()
+    assert x.max() - x.min() > 3 * (high - low)
+
+
 def test_distances_to_draws_are_in_the_table():
     mean, sd = moments()["mu"]
     draws = {"mu": mean + sd * torch.randn(2000)}

@@ -139,7 +139,7 @@ def test_too_many_data_to_weigh_are_said(quick, monkeypatch):
     run = auto(hierarchy, data=X, batch_size=3)
     assert run.verdict.grade == "not to be trusted"
     assert "5 data are too many for 200 x 4 weighted draws" in run.verdict.reasons
-    with pytest.raises(ValueError, match="Write: corrected=False"):
+    with pytest.raises(ValueError, match=r"Write: run\.sample\(num_samples, corrected=False\)"):
         run.sample(3, corrected=True)
 
 

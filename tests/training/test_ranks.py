@@ -204,7 +204,7 @@ def test_a_killed_process_ends_the_job_which_goes_on_to_the_last_bit(tmp_path):
     assert os.WEXITSTATUS(ended) == 1
     message = (tmp_path / "killed" / "0.txt").read_text()
     assert re.search(r"RuntimeError: fit: expected all 2 processes .* process 0 waited", message)
-    assert "Write the same command again" in message
+    assert "Write: the same command again" in message
     assert not list((tmp_path / "killed").glob("*.pt"))
     for ours in in_ranks(lambda rank: job.long_fit(folder), tmp_path / "again"):
         same(ours, never)

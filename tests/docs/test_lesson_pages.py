@@ -64,6 +64,8 @@ def test_gallery_shows_every_figure() -> None:
         re.findall(r"^:::\{figure\} (\S+)", (DOCS / "gallery.md").read_text(), re.MULTILINE)
     )
     drawn = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.png")}
+    # One of its seventeen stands for the comparison, whose page has them all.
+    drawn = {path for path in drawn if not path.startswith("lessons/compare_posteriors-")}
     assert shown == drawn
 
 

@@ -13,10 +13,12 @@ from torch.utils import _pytree as pytree
 __all__ = [
     "TESTED_TORCH",
     "add_lowering",
+    "add_product_lowering",
     "compile_graph",
     "flatten",
     "functional_graph",
     "once",
+    "onednn_product",
     "record_graph",
     "unflatten",
     "unsupported",
@@ -80,6 +82,37 @@ def add_lowering(operator: Any, formula: Callable[[Any, Any], Any]) -> None:
 
     pointwise = make_pointwise(lambda x: formula(ops, x))
     register_lowering(operator, broadcast=False)(pointwise)
+
+
+def onednn_product(left: Tensor, right: Tensor) -> Tensor:
+    """Return the product of two matrices by oneDNN, in whatever layout they are."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(left, right.t(), None, "none", [], "")
+    return product
+
+
+def add_product_lowering(operator: Any) -> None:
+    """Tell the compiler that an operator of two matrices is oneDNN's product.
+
+    Args:
+        operator: An operator of two matrices.
+    """
+    from torch._inductor import ir, mkldnn_ir
+    from torch._inductor.lowering import permute, register_lowering
+
+    def lower(left: Any, right: Any) -> Any:
+        # Not LinearUnary.create, which copies matrices that are not stored row by row.
+        def realized(matrix: Any) -> Any:
+            return ir.ExternKernel.require_stride1(ir.ExternKernel.realize_input(matrix))
+
+        x, weight = realized(left), realized(permute(right, [1, 0]))
+        size = [x.get_size()[0], weight.get_size()[0]]
+        layout = ir.FixedLayout(device=x.get_device(), dtype=x.get_dtype(), size=size)
+        product = mkldnn_ir.LinearUnary(
+            layout=layout, inputs=[x, weight], constant_args=[None, "none", [-1], ""]
+        )
+        return ir.TensorBox.create(mkldnn_ir._create_output_node(product))
+
+    register_lowering(operator, type_promotion_kind=None)(lower)
 
 
 def functional_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:

@@ -12,14 +12,23 @@ from pyro_ext.training.compiled.private import add_lowering
 __all__ = ["cheapen_softplus"]
 
 _aten = torch.ops.aten
-_TERMS = 7  # the first that is left out is 3e-8 of the sum
+_COEFFICIENTS = (
+    0.99999997,
+    -0.499994931,
+    0.333190968,
+    -0.248429821,
+    0.191060064,
+    -0.136632449,
+    0.0782259417,
+    -0.0295052325,
+    0.0052326927,
+)  # of log(1 + e) / e on [0, 1] with the least largest relative error, 3e-8
 
 
 def cheapen_softplus(graph: GraphModule) -> None:
-    r"""Write softplus and Bernoulli log likelihoods of single precision by a series.
+    r"""Write softplus and Bernoulli log likelihoods of single precision by a polynomial.
 
-    .. math:: \log(1 + e^{-|x|}) = 2 \operatorname{artanh} s = 2 \sum_k \frac{s^{2k+1}}{2k+1},
-        \qquad s = \frac{e^{-|x|}}{2 + e^{-|x|}} \le \frac13
+    .. math:: \log(1 + e) \approx e \, (c_0 + c_1 e + \dots + c_8 e^8), \qquad e = e^{-|x|} \le 1
 
     Args:
         graph: A graph, changed in place.
@@ -71,12 +80,12 @@ def _library() -> torch.library.Library:
     library = torch.library.Library("pyro_ext", "FRAGMENT")
     library.define("log1p_exp_neg_abs(Tensor x) -> Tensor")
     library.impl("log1p_exp_neg_abs", _exact, "CompositeExplicitAutograd")
-    add_lowering(torch.ops.pyro_ext.log1p_exp_neg_abs.default, _series)
+    add_lowering(torch.ops.pyro_ext.log1p_exp_neg_abs.default, _polynomial)
     return library
 
 
 def _operator() -> Any:
-    """Return the operator, which compiled code computes by the series."""
+    """Return the operator, which compiled code computes by the polynomial."""
     _library()
     return torch.ops.pyro_ext.log1p_exp_neg_abs.default
 
@@ -85,14 +94,9 @@ def _exact(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(-x.abs()))
 
 
-def _series(ops: Any, x: Any) -> Any:
-    def number(value: float) -> Any:
-        return ops.constant(value, torch.float32)
-
+def _polynomial(ops: Any, x: Any) -> Any:
     e = ops.exp(ops.neg(ops.abs(x)))
-    s = ops.truediv(e, ops.add(e, number(2.0)))
-    square = ops.mul(s, s)
-    total = number(2 / (2 * _TERMS - 1))
-    for k in reversed(range(_TERMS - 1)):
-        total = ops.add(ops.mul(total, square), number(2 / (2 * k + 1)))
-    return ops.mul(total, s)
+    total, *rest = [ops.constant(value, torch.float32) for value in reversed(_COEFFICIENTS)]
+    for coefficient in rest:
+        total = ops.add(ops.mul(total, e), coefficient)
+    return ops.mul(total, e)

@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_ext.training.compiled.graph import Recorded
 from pyro_ext.training.compiled.optimizer import CLIP_NORM, CLIP_VALUE, AllParameters, clip
 from pyro_ext.training.compiled.private import compile_graph, functional_graph
+from pyro_ext.training.compiled.products import with_faster_products
 from pyro_ext.training.compiled.rules import Rule, rule_of
 
 __all__ = ["StepGraph", "build_step"]
@@ -157,7 +158,8 @@ def build_step(
     call = reference = _interpreted(graph)
     if backend == "inductor":
         cpu = all(tensor.device.type == "cpu" for tensor in examples)
-        call = compile_graph(graph, examples, native_noise=True, cpp_wrapper=cpu)
+        fast = with_faster_products(graph) if cpu else graph
+        call = compile_graph(fast, examples, native_noise=True, cpp_wrapper=cpu)
     rule = None if plan is None else plan.rule
     return StepGraph(call, reference, recorded, optimizer, rule, state, skipped)
 

@@ -20,6 +20,7 @@ __all__ = [
     "once",
     "onednn_product",
     "record_graph",
+    "storing",
     "unflatten",
     "unsupported",
 ]
@@ -62,11 +63,16 @@ def record_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModul
     return make_fx(fn)(*inputs)
 
 
-def once(scalar: Tensor) -> Tensor:
-    """Return a scalar that a compiled graph computes once, not in the loop that reads it."""
+def storing() -> Any:
+    """Return the operator that makes a compiled graph store a tensor before it is read."""
     from torch._inductor import test_operators  # noqa: F401 (registers the operator)
 
-    kept: Tensor = torch.ops._inductor_test.realize(scalar)
+    return torch.ops._inductor_test.realize.default
+
+
+def once(scalar: Tensor) -> Tensor:
+    """Return a scalar that a compiled graph computes once, not in the loop that reads it."""
+    kept: Tensor = storing()(scalar)
     return kept
 
 

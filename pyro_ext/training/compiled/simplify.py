@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_ext.training.compiled.private import storing
 from pyro_ext.training.compiled.softplus import cheapen_softplus
 
 __all__ = ["Unsuitable", "held_tensor", "simplify"]
@@ -28,6 +29,7 @@ def simplify(graph: GraphModule) -> None:
     _merge_products(graph)
     _split_biases(graph)
     _draw_at_once(graph)
+    _store_before_selecting(graph)
     cheapen_softplus(graph)
     graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
     graph.recompile()
@@ -91,6 +93,22 @@ def _draw_at_once(graph: GraphModule) -> None:
             drawn = nodes.call_function(_aten.randn.default, empty.args, options)
         node.replace_all_uses_with(drawn)
         nodes.erase_node(node)
+
+
+def _store_before_selecting(graph: GraphModule) -> None:
+    """Compute a tensor once before most of its entries are picked, not each entry at its place.
+
+    The place in the flat tensor would be taken apart by a division for each entry.
+    """
+    nodes = graph.graph
+    for node in nodes.nodes:
+        if node.target is not _aten.index_select.default or node.args[0].op != "call_function":
+            continue
+        source = node.args[0]
+        if source.meta["val"].numel() > 4 * node.meta["val"].numel():
+            continue
+        with nodes.inserting_before(node):
+            node.replace_input_with(source, nodes.call_function(storing(), (source,)))
 
 
 def _fold_indices(graph: GraphModule) -> None:

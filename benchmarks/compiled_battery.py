@@ -1,8 +1,10 @@
 """Compiled steps against eager ones, for the losses and guides of this package.
 
 ``python benchmarks/compiled_battery.py`` takes 200 steps of each pair twice from one seed, eager
-and compiled, in both precisions, and prints the largest relative difference of a loss. Without
-``--all`` each loss meets two guides and each guide two losses.
+and compiled, in both precisions, and prints the largest relative difference of a loss. Where it is
+over the tolerance, the eager steps are taken again from parameters moved by one rounding: some
+flows make a large difference of the smallest in 200 steps. Without ``--all`` each loss meets two
+guides and each guide two losses.
 """
 
 import argparse
@@ -80,8 +82,13 @@ def pairs(*, everything: bool) -> Iterator[tuple[str, str, str]]:
             yield source, family, loss
 
 
-def losses_of(source: str, family: str, loss: str, *, compile: bool) -> tuple[torch.Tensor, float]:
-    """Return the losses of 200 steps, and seconds of the first two."""
+def losses_of(
+    source: str, family: str, loss: str, *, compile: bool, moved: bool = False
+) -> tuple[torch.Tensor, float]:
+    """Return the losses of 200 steps, and seconds of the first two.
+
+    With ``moved`` the parameters are off by one rounding after the first step.
+    """
     pyro.clear_param_store()
     pyro.set_rng_seed(5)
     svi = px.CompiledSVI(
@@ -93,11 +100,22 @@ def losses_of(source: str, family: str, loss: str, *, compile: bool) -> tuple[to
     )
     x = torch.tensor(ROWS)
     start = time.perf_counter()
-    first = [svi.step(x) for _ in range(2)]
+    first = [svi.step(x)]
+    if moved:
+        with torch.no_grad():
+            for group in svi.optimizer.param_groups:
+                for param in group["params"]:
+                    param.mul_(1 + torch.finfo(param.dtype).eps)
+    first.append(svi.step(x))
     seconds = time.perf_counter() - start
     if compile and svi._last is None:
         raise RuntimeError("was not compiled")
     return torch.tensor([*first, *(svi.step(x) for _ in range(198))], dtype=torch.float64), seconds
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference of losses, relative where they are larger than one."""
+    return ((found - expected).abs() / expected.abs().clamp(min=1.0)).max().item()
 
 
 def main() -> None:
@@ -119,12 +137,15 @@ def main() -> None:
         except (ValueError, TypeError, RuntimeError) as error:
             tqdm.write(f"| {name} | refused: {str(error).splitlines()[0][:90]} | |")
             continue
-        difference = ((found - eager).abs() / eager.abs().clamp(min=1.0)).max().item()
+        difference = apart(found, eager)
         count += 1
-        missed += difference > TOLERANCE[dtype]
-        note = "" if difference <= TOLERANCE[dtype] else f" (over {TOLERANCE[dtype]:g})"
+        note = ""
+        if difference > TOLERANCE[dtype]:
+            rounding = apart(losses_of(source, family, loss, compile=False, moved=True)[0], eager)
+            note = f" (over {TOLERANCE[dtype]:g}; one rounding makes {rounding:.1e})"
+            missed += difference > 10 * rounding
         tqdm.write(f"| {name} | {difference:.1e}{note} | {seconds:.0f} s |")
-    print(f"\n{count} pairs compared, {missed} over the tolerance, {len(cases) - count} refused")
+    print(f"\n{count} compared, {len(cases) - count} refused, {missed} off by more than rounding")
 
 
 if __name__ == "__main__":

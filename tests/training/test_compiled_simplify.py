@@ -1,0 +1,30 @@
+"""Rewrites of a recorded graph compute the same as what was recorded."""
+
+import pytest
+import torch
+
+from pyro_ext.training.compiled.private import record_graph
+from pyro_ext.training.compiled.simplify import simplify
+
+
+def both(function, *inputs):
+    """Return what a graph computes before and after the rewrites, and its code after them."""
+    graph = record_graph(lambda *tensors: (function(*tensors),), inputs)
+    (before,) = graph(*inputs)
+    simplify(graph)
+    (after,) = graph(*inputs)
+    return before, after, graph.code
+
+
+@pytest.mark.parametrize(("rows", "stored"), [(40, True), (3, False)])
+def test_picked_entries_are_stored_first_where_they_are_many(rows, stored):
+    table, places = torch.randn(50, dtype=torch.float64), torch.arange(rows)
+    before, after, code = both(lambda x, i: x.exp().index_select(0, i), table, places)
+    torch.testing.assert_close(after, before, rtol=0.0, atol=0.0)
+    assert ("realize" in code) == stored
+
+
+def test_entries_of_an_input_are_picked_where_they_are():
+    table, places = torch.randn(50), torch.arange(40)
+    _, _, code = both(lambda x, i: x.index_select(0, i), table, places)
+    assert "realize" not in code

@@ -112,32 +112,29 @@ def analyse(model_trace: Trace, guide_trace: Trace) -> Structure:
         model_trace: Trace of the model, replayed against the guide.
         guide_trace: Trace of the guide.
     """
-    sites = [site for _, site in sample_sites(model_trace)]
-    sites += [site for _, site in sample_sites(guide_trace)]
-    drawn = [site for _, site in sample_sites(guide_trace) if is_random(site)]
-    dims = [-frame.dim for site in sites for frame in plate_frames(site)]
+    guide_sites = [site for _, site in sample_sites(guide_trace)]
+    sites = [site for _, site in sample_sites(model_trace)] + guide_sites
+    plates = [{(frame.name, frame.dim) for frame in plate_frames(site)} for site in sites]
+    nesting = max((-dim for own in plates for _, dim in own), default=0)
+    if nesting == 0:
+        return Structure(0)
+    names = [{name for name, _ in own} for own in plates]
     groups: list[set[str]] = []
-    for site in sites:
-        names = {frame.name for frame in plate_frames(site)}
-        if names:
-            touching = [group for group in groups if group & names]
-            groups = [group for group in groups if not group & names]
-            groups.append(names.union(*touching))
+    for own in filter(None, names):
+        touching = [group for group in groups if group & own]
+        groups = [group for group in groups if not group & own]
+        groups.append(own.union(*touching))
+    offset = len(sites) - len(guide_sites)
+    drawn = [names[offset + i] for i, site in enumerate(guide_sites) if is_random(site)]
     local, members = [], []
     for group in groups:
-        if not any(_in(site, group) for site in drawn):
+        if not any(own & group for own in drawn):
             continue
-        common = set.intersection(
-            *({(f.name, f.dim) for f in plate_frames(site)} for site in sites if _in(site, group))
-        )
-        if common:
+        inside = [own for own, labels in zip(plates, names, strict=True) if labels & group]
+        if common := set.intersection(*inside):
             local.append(tuple(sorted(common, key=lambda plate: plate[1])))
             members.append(frozenset(group))
-    return Structure(max(dims, default=0), tuple(local), tuple(members))
-
-
-def _in(site: Any, group: set[str]) -> bool:
-    return any(frame.name in group for frame in plate_frames(site))
+    return Structure(nesting, tuple(local), tuple(members))
 
 
 def identity(fn: Callable[..., Any]) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """The only file that touches private interfaces of torch: graphs of a step, compiled or not."""
 
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -176,10 +178,21 @@ def _compile(
         "alignment_asserts": False,
         "scalar_asserts": False,
     }
-    with torch.no_grad(), config.patch(settings):
+    with torch.no_grad(), config.patch(settings), _deep_recursion():
         compile_fx(graph, list(inputs), inner_compile=keep)
     (inner,) = made
     return _direct(getattr(inner, "current_callable", None) or inner)
+
+
+@contextmanager
+def _deep_recursion() -> Iterator[None]:
+    """Give the planning of memory, which recurses over all tensors, the depth that it needs."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 20_000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def _direct(call: Any) -> Flat:

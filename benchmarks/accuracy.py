@@ -65,6 +65,12 @@ LOSSES: dict[str, Callable[[int], Any]] = {
     "IWAE dreg": partial(px.IWAE, estimator="dreg"),
 }
 
+LOST = {
+    **{"mean_error": math.inf, "low": 0.0, "high": math.inf},
+    **{"k_hat": math.inf, "log_evidence": -math.inf, "elbo": -math.inf},
+}
+"""Errors of a fit that ended in numbers that are not finite."""
+
 PEERS: dict[str, Callable[..., Any]] = {
     "AutoNormal": AutoNormal,
     "AutoMultivariateNormal": AutoMultivariateNormal,
@@ -112,8 +118,7 @@ def errors(draws: Tensor, log_w: Tensor, mean: np.ndarray, sd: np.ndarray) -> di
         sd: Reference standard deviations.
     """
     if not (draws.isfinite().all() and log_w.isfinite().all()):
-        lost = {"low": 0.0, "k_hat": math.inf, "log_evidence": -math.inf, "elbo": -math.inf}
-        return {"mean_error": math.inf, "high": math.inf, **lost}
+        return LOST
     found = draws.numpy()
     ratio = found.std(0) / sd
     return {
@@ -138,21 +143,26 @@ def ours(case: Case, family: str, loss: str, options: argparse.Namespace) -> dic
     args, mean, sd = load(case, options.data)
     pyro.clear_param_store()
     start = cpu_seconds()
-    run = px.fit(
-        case.model,
-        px.AutoJoint(case.model, family=FAMILIES[family]()),
-        LOSSES[loss](options.draws),
-        args,
-        partial(torch.optim.Adam, lr=LR),
-        schedule=partial(CosineAnnealingLR, T_max=options.steps),
-        num_steps=options.steps,
-        seed=options.seed,
-        progress=False,
-    )
-    seconds = cpu_seconds() - start
+    cost = {"gradients": options.steps * options.draws}
+    try:
+        run = px.fit(
+            case.model,
+            px.AutoJoint(case.model, family=FAMILIES[family]()),
+            LOSSES[loss](options.draws),
+            args,
+            partial(torch.optim.Adam, lr=LR),
+            schedule=partial(CosineAnnealingLR, T_max=options.steps),
+            num_steps=options.steps,
+            seed=options.seed,
+            progress=False,
+        )
+    except ValueError as error:  # where a peer goes on with nan
+        if "expected a finite" not in str(error):
+            raise
+        return LOST | cost | {"seconds": cpu_seconds() - start}
+    cost["seconds"] = cpu_seconds() - start
     torch.manual_seed(options.seed)
-    found = errors(*weighed(case, run.guide, args, options.samples), mean, sd)
-    return found | {"seconds": seconds, "gradients": options.steps * options.draws}
+    return errors(*weighed(case, run.guide, args, options.samples), mean, sd) | cost
 
 
 def automatic(case: Case, options: argparse.Namespace) -> dict[str, Any]:

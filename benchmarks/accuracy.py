@@ -44,9 +44,9 @@ __all__ = [
     "LR",
     "PEERS",
     "NumPyro",
-    "add_numpyro",
     "errors",
     "main",
+    "parser_of",
     "weighed",
     "write_arrays",
 ]
@@ -291,18 +291,25 @@ def write_arrays(args: tuple[Any, ...], points: dict[str, Tensor] | None = None)
         yield path
 
 
-def add_numpyro(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says which Python has NumPyro."""
+def parser_of(description: str, out: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark on posteriors beside NumPyro.
+
+    Args:
+        description: Docstring of its module.
+        out: File of the results, in their folder.
+    """
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results") / out)
     here = sys.executable if find_spec("numpyro") else None
     parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Compute what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.json"))
-    add_numpyro(parser)
+    parser = parser_of(__doc__, "accuracy.json")
     parser.add_argument("--only", default="", help="part of a posterior's name")
     parser.add_argument(
         "--guides", nargs="+", default=[""], help="parts of what fits, such as ours/auto Pyro"
@@ -310,7 +317,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=50, help="of a step")
     parser.add_argument("--samples", type=int, default=10_000, help="to judge a guide by")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_default_dtype(torch.float64)
     process = NumPyro(options.numpyro)

@@ -44,9 +44,9 @@ __all__ = [
     "LR",
     "PEERS",
     "NumPyro",
-    "add_numpyro",
     "errors",
     "main",
+    "parser_of",
     "weighed",
     "write_arrays",
 ]
@@ -64,6 +64,12 @@ LOSSES: dict[str, Callable[[int], Any]] = {
     "ELBO stl": partial(px.ELBO, estimator="stl"),
     "IWAE dreg": partial(px.IWAE, estimator="dreg"),
 }
+
+LOST = {
+    **{"mean_error": math.inf, "low": 0.0, "high": math.inf},
+    **{"k_hat": math.inf, "log_evidence": -math.inf, "elbo": -math.inf},
+}
+"""Errors of a fit that ended in numbers that are not finite."""
 
 PEERS: dict[str, Callable[..., Any]] = {
     "AutoNormal": AutoNormal,
@@ -112,8 +118,7 @@ def errors(draws: Tensor, log_w: Tensor, mean: np.ndarray, sd: np.ndarray) -> di
         sd: Reference standard deviations.
     """
     if not (draws.isfinite().all() and log_w.isfinite().all()):
-        lost = {"low": 0.0, "k_hat": math.inf, "log_evidence": -math.inf, "elbo": -math.inf}
-        return {"mean_error": math.inf, "high": math.inf, **lost}
+        return LOST
     found = draws.numpy()
     ratio = found.std(0) / sd
     return {
@@ -138,21 +143,26 @@ def ours(case: Case, family: str, loss: str, options: argparse.Namespace) -> dic
     args, mean, sd = load(case, options.data)
     pyro.clear_param_store()
     start = cpu_seconds()
-    run = px.fit(
-        case.model,
-        px.AutoJoint(case.model, family=FAMILIES[family]()),
-        LOSSES[loss](options.draws),
-        args,
-        partial(torch.optim.Adam, lr=LR),
-        schedule=partial(CosineAnnealingLR, T_max=options.steps),
-        num_steps=options.steps,
-        seed=options.seed,
-        progress=False,
-    )
-    seconds = cpu_seconds() - start
+    cost = {"gradients": options.steps * options.draws}
+    try:
+        run = px.fit(
+            case.model,
+            px.AutoJoint(case.model, family=FAMILIES[family]()),
+            LOSSES[loss](options.draws),
+            args,
+            partial(torch.optim.Adam, lr=LR),
+            schedule=partial(CosineAnnealingLR, T_max=options.steps),
+            num_steps=options.steps,
+            seed=options.seed,
+            progress=False,
+        )
+    except ValueError as error:  # where a peer goes on with nan
+        if "expected a finite" not in str(error):
+            raise
+        return LOST | cost | {"seconds": cpu_seconds() - start}
+    cost["seconds"] = cpu_seconds() - start
     torch.manual_seed(options.seed)
-    found = errors(*weighed(case, run.guide, args, options.samples), mean, sd)
-    return found | {"seconds": seconds, "gradients": options.steps * options.draws}
+    return errors(*weighed(case, run.guide, args, options.samples), mean, sd) | cost
 
 
 def automatic(case: Case, options: argparse.Namespace) -> dict[str, Any]:
@@ -281,18 +291,25 @@ def write_arrays(args: tuple[Any, ...], points: dict[str, Tensor] | None = None)
         yield path
 
 
-def add_numpyro(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says which Python has NumPyro."""
+def parser_of(description: str, out: str) -> argparse.ArgumentParser:
+    """Return the options of a benchmark on posteriors beside NumPyro.
+
+    Args:
+        description: Docstring of its module.
+        out: File of the results, in their folder.
+    """
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results") / out)
     here = sys.executable if find_spec("numpyro") else None
     parser.add_argument("--numpyro", default=here, metavar="PYTHON", help="one that has NumPyro")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Compute what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/accuracy.json"))
-    add_numpyro(parser)
+    parser = parser_of(__doc__, "accuracy.json")
     parser.add_argument("--only", default="", help="part of a posterior's name")
     parser.add_argument(
         "--guides", nargs="+", default=[""], help="parts of what fits, such as ours/auto Pyro"
@@ -300,7 +317,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--draws", type=int, default=50, help="of a step")
     parser.add_argument("--samples", type=int, default=10_000, help="to judge a guide by")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_default_dtype(torch.float64)
     process = NumPyro(options.numpyro)

@@ -95,7 +95,7 @@ def accuracy(cells: Cells) -> list[str]:
     exact = {n.split("/")[0]: v for n, v in cells.items() if n.endswith("/exact")}
     fits, refused = fits_of(cells)
     rows = []
-    for (who, guide, loss), found in sorted(fits.items(), key=lambda fit: ORDER.index(fit[0][0])):
+    for (who, guide, loss), found in sorted(fits.items(), key=lambda fit: _order(*fit[0])):
         gaps = [
             abs(v["log_evidence"] - exact[p]) for p, v in found.items() if exact[p] is not None
         ]
@@ -128,6 +128,10 @@ def accuracy(cells: Cells) -> list[str]:
     ]
 
 
+def _order(who: str, guide: str, loss: str) -> tuple[Any, ...]:
+    return ORDER.index(who), guide != "auto", guide, loss
+
+
 def fits_of(cells: Cells) -> tuple[dict[Any, dict[str, Any]], dict[str, list[str]]]:
     """Return fits by who, guide, loss and posterior; and the posteriors that a guide refuses."""
     fits: dict[Any, dict[str, Any]] = {}
@@ -136,7 +140,8 @@ def fits_of(cells: Cells) -> tuple[dict[Any, dict[str, Any]], dict[str, list[str
         if name.count("/") == 4:
             posterior, who, guide, loss, _ = name.split("/")
             if "failed" in value:
-                refused.setdefault(f"{who}'s {guide} ({value['failed']})", []).append(posterior)
+                why = value["failed"].partition("\n")[0]
+                refused.setdefault(f"{who}'s {guide} ({why})", []).append(posterior)
             else:
                 fits.setdefault((who, guide, loss), {})[posterior] = value
     return fits, refused
@@ -206,7 +211,11 @@ def lost_accuracy(fits: dict[Any, dict[str, Any]]) -> list[str]:
                 f"`auto` takes longer than the fastest guide of {who} on {len(cheaper)} of "
                 f"{len(both)} posteriors"
             )
-    pairs = {"Diagonal": "AutoNormal", "FullCovariance": "AutoMultivariateNormal"}
+    pairs = {
+        "Diagonal": "AutoNormal",
+        "FullCovariance": "AutoMultivariateNormal",
+        "Flow": "AutoIAFNormal",
+    }
     for family, guide in pairs.items():
         own = fits.get(("ours", family, "ELBO"), {})
         for who in ("Pyro", "NumPyro"):

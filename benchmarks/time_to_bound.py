@@ -9,13 +9,12 @@ is not timed. Results are kept in a JSON file:
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyro
 import torch
 from _results import Cells, cpu_seconds
-from accuracy import FAMILIES, LR, PEERS, NumPyro, add_numpyro, weighed, write_arrays
+from accuracy import FAMILIES, LR, PEERS, NumPyro, parser_of, weighed, write_arrays
 from posteriordb_models import CASES, Case, load
 from pyro.infer import SVI, Trace_ELBO
 
@@ -124,13 +123,9 @@ def numpyros(case: Case, process: NumPyro, options: argparse.Namespace) -> dict[
 
 def main(arguments: list[str] | None = None) -> None:
     """Compute what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/time_to_bound.json"))
-    add_numpyro(parser)
+    parser = parser_of(__doc__, "time_to_bound.json")
     parser.add_argument("--only", default="", help="part of a cell's name")
     parser.add_argument("--limit", type=int, default=20_000, help="largest number of steps")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_default_dtype(torch.float64)
     process = NumPyro(options.numpyro)

@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
+from pyro_ext._site_log_prob import check_shape, site_log_prob
 from pyro_ext._strata import JoinedElements
-from pyro_ext._terms import check_shape, site_log_prob
 from pyro_ext.structure import plate_frames, sample_sites
 
 __all__ = ["Pair", "check_pair", "check_shapes", "explain_failure"]

@@ -24,7 +24,8 @@ from pyro_ext._run import (
     traces,
     with_stopped_values,
 )
-from pyro_ext._terms import Particles, check_shape, site_log_prob
+from pyro_ext._site_log_prob import check_shape, site_log_prob
+from pyro_ext._terms import Particles
 from pyro_ext.structure import Structure, analyse, identity, sample_sites
 
 __all__ = ["Found", "discover", "recall", "suggested"]

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair
 from pyro_ext._replay import remember_params
+from pyro_ext._site_log_prob import score
 from pyro_ext._strata import stratify
-from pyro_ext._terms import Particles, PathScale, score
+from pyro_ext._terms import Particles, PathScale
 from pyro_ext.structure import ParticlePlate, Structure, is_random, sample_sites, trace_params
 
 __all__ = [

@@ -7,26 +7,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_ext._precision import full_precision, is_half, widened
+from pyro_ext._site_log_prob import check_shape, site_log_prob
 from pyro_ext._strata import check_plates, stratified
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
-__all__ = [
-    "Particles",
-    "PathScale",
-    "Term",
-    "check_shape",
-    "make_terms",
-    "score",
-    "set_log_prob",
-    "site_log_prob",
-]
-
-_SCORED = "_pyro_ext_log_prob"
+__all__ = ["Particles", "PathScale", "Term", "make_terms"]
 
 
 @dataclass(frozen=True)
@@ -169,79 +157,6 @@ class Term:
     def scale_path(self, weights: Float[Tensor, " particles *batch"]) -> None:
         """Set the factor on the gradients through this term's latents."""
         self._path.weight = self._layout.restore(weights.detach())
-
-
-def site_log_prob(site: Any) -> Tensor:
-    """Return log p of a site, masked, not scaled, in single precision or better.
-
-    Raises:
-        ValueError: If its value is not.
-    """
-    if _SCORED in site:
-        known: Tensor = site[_SCORED]
-        return known
-    name, value = site["name"], site["value"]
-    if is_half(value):
-        raise ValueError(
-            f"site '{name}': expected a value in single precision or better, for its density to "
-            f"mean something; got {value.dtype}. Write: network(x).float() for what a network "
-            "under torch.autocast returns."
-        )
-    try:
-        with full_precision():
-            log_prob = widened(site["fn"].log_prob(value, *site["args"], **site["kwargs"]))
-    except ValueError as error:
-        raise ValueError(f"site '{name}': {error}") from error
-    masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
-    return masked
-
-
-def set_log_prob(site: Any, log_prob: Tensor) -> None:
-    """Replace what ``site_log_prob`` returns for a site.
-
-    Args:
-        site: The site.
-        log_prob: Another quantity of the same expectation, one for each element of its plates; it
-            is masked here.
-    """
-    site[_SCORED] = scale_and_mask(log_prob, mask=site["mask"])
-
-
-def score(trace: Trace) -> None:
-    """Compute every site's log_prob now, for ``site_log_prob`` to return later.
-
-    What is stopped for a while must be scored in that while: a distribution may hold the parameter
-    itself.
-
-    Args:
-        trace: The trace; its sites keep the result.
-    """
-    for _, site in sample_sites(trace):
-        site[_SCORED] = site_log_prob(site)
-
-
-def check_shape(site: Any, shape: Sequence[int], lead: int = 0) -> None:
-    """Raise if a site's log_prob has a batch dim that no plate accounts for.
-
-    Args:
-        site: A site of a trace.
-        shape: Shape of its log_prob.
-        lead: Number of particle dims on the left of all plates, which are left alone.
-
-    Raises:
-        ValueError: If a dim is too large; the message names the site.
-    """
-    plates = {frame.dim: frame for frame in plate_frames(site)}
-    for dim in range(-len(shape) + lead, 0):
-        expected = plates[dim].size if dim in plates else 1
-        if shape[dim] not in (1, expected) and expected >= 0:
-            sizes = {frame.name: frame.size for frame in plates.values()}
-            raise ValueError(
-                f"site '{site['name']}': expected one log_prob for each element of its plates "
-                f"{sizes}; got shape {tuple(shape)}, with {shape[dim]} elements in dim {dim}. "
-                "Write: .to_event(1), which makes the surplus dim part of the event, or a "
-                "pyro.plate around it, or data of the shape that the plates say."
-            )
 
 
 def make_terms(

@@ -4,6 +4,7 @@
 ``pyro_ext/training/payoff.py`` are rounded from it.
 """
 
+import argparse
 import time
 
 import pyro
@@ -18,10 +19,12 @@ def adam(params: list[torch.Tensor]) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=1e-3)
 
 
-def per_step(svi: px.CompiledSVI, args: tuple[torch.Tensor, ...], count: int) -> float:
+def per_step(
+    svi: px.CompiledSVI, args: tuple[torch.Tensor, ...], count: int, rounds: int
+) -> float:
     svi.step(*args)
     times = []
-    for _ in range(5):
+    for _ in range(rounds):
         start = time.perf_counter()
         for _ in range(count):
             svi.step(*args)
@@ -30,22 +33,26 @@ def per_step(svi: px.CompiledSVI, args: tuple[torch.Tensor, ...], count: int) ->
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), metavar="WORKLOAD")
+    parser.add_argument("--rounds", type=int, default=5, help="the fastest of which is shown")
+    options = parser.parse_args()
     print("| workload | operations | eager | compiled | recording, compiling, proving |")
     print("| --- | --: | --: | --: | --: |")
-    for name, make in WORKLOADS.items():
+    for name in options.workloads:
         pyro.clear_param_store()
-        work = make()
+        work = WORKLOADS[name]()
         svi = px.CompiledSVI(work.model, work.guide, adam, work.loss, compile=False)
         svi.step(*work.args)
         with CountOperations() as operations:
             svi.step(*work.args)
-        eager = per_step(svi, work.args, 50)
+        eager = per_step(svi, work.args, 50, options.rounds)
         other = px.CompiledSVI(work.model, work.guide, adam, work.loss)
         other.step(*work.args)
         start = time.perf_counter()
         other.step(*work.args)
         seconds = time.perf_counter() - start
-        compiled = per_step(other, work.args, 200)
+        compiled = per_step(other, work.args, 200, options.rounds)
         print(
             f"| {name} | {operations.count} | {eager * 1e3:.3g} ms | {compiled * 1e3:.3g} ms | "
             f"{seconds:.3g} s |",

@@ -14,7 +14,8 @@ from torch.distributions.utils import _sum_rightmost
 from pyro_ext._checks import Pair
 from pyro_ext._discover import discover
 from pyro_ext._run import Mode, Traces, run_pair
-from pyro_ext._terms import Particles, Term, make_terms, site_log_prob
+from pyro_ext._site_log_prob import site_log_prob
+from pyro_ext._terms import Particles, Term, make_terms
 from pyro_ext.structure import is_random, sample_sites
 
 __all__ = ["Density", "Point"]

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_ext._terms import site_log_prob
+from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.structure import ParticlePlate, plate_frames
 
 __all__ = ["FreeData", "Record", "predict", "record", "value_sites"]

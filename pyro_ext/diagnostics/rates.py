@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_ext._terms import site_log_prob
+from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.diagnostics._density import Density
 from pyro_ext.diagnostics._distances import TwoSample, mmd_test, sliced_wasserstein
 from pyro_ext.diagnostics._estimates import Elements, Estimate, mean

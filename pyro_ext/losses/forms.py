@@ -8,7 +8,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_ext._terms import set_log_prob
+from pyro_ext._site_log_prob import set_log_prob
 from pyro_ext.structure import is_random, sample_sites
 
 __all__ = ["FORMS", "use_form"]

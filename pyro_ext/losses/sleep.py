@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_ext import bounds
 from pyro_ext._checks import Pair, check_pair
-from pyro_ext._terms import site_log_prob
+from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import sample_sites
 

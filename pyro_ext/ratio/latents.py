@@ -14,7 +14,8 @@ from torch.distributions import biject_to
 from pyro_ext._checks import Pair, check_pair
 from pyro_ext._discover import discover
 from pyro_ext._run import particle_plates
-from pyro_ext._terms import Particles, site_log_prob
+from pyro_ext._site_log_prob import site_log_prob
+from pyro_ext._terms import Particles
 from pyro_ext.structure import Structure, analyse, sample_sites
 
 __all__ = ["Draws", "Elements"]

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ext._checks import Pair
-from pyro_ext._terms import site_log_prob
+from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import sample_sites
 from pyro_ext.training.badrows import nonfinite_rows

@@ -55,6 +55,7 @@ TINY: dict[str, list[str]] = {
     ],
     "signal_to_noise": ["--particles", "16", "64", "--budget", "200", "--out", "snr"],
     "sparse_rows": ["--steps", "2", "--blocks", "1"],
+    "speed/payoff": ["W3", "--rounds", "1"],
     "speed/steps": ["--rounds", "1", "--seconds", "0.001", "W3"],
     "time_to_bound": [
         *("--data", "posteriordb", "--out", "time_to_bound.json", "--limit", "100"),
@@ -69,7 +70,6 @@ ELSEWHERE = {
     "discrete_gradients": "tests/docs/test_losses_page.py",
     "numpyro_accuracy": "benchmarks/accuracy.py",
     "speed/numpyro_side": "benchmarks/speed/steps.py",
-    "speed/payoff": "docs/runs.md",
     "subsampling": "tests/losses/test_subsampling.py",
 }
 """Scripts that are run by another file."""

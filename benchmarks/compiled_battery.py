@@ -65,9 +65,7 @@ SOURCES: dict[str, Callable[[px.Family], Any]] = {
     "joint": lambda family: px.AutoJoint(model, family=family),
     "per datapoint": lambda family: px.AutoPerDatapoint(model, family=family),
     "amortized": lambda family: px.AutoAmortized(model, nn.Linear(2, 4), family=family),
-    "semi-amortized": lambda family: px.AutoSemiAmortized(
-        model, nn.Linear(2, 4), family=family, num_steps=1
-    ),
+    "semi-amortized": lambda family: px.AutoSemiAmortized(model, nn.Linear(2, 4), family=family),
 }
 
 

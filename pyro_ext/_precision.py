@@ -1,7 +1,7 @@
 """Mixed precision is for networks: draws and densities are in single precision or better."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
@@ -36,12 +36,14 @@ def active_autocast() -> tuple[tuple[str, torch.dtype], ...]:
     )
 
 
+def full_precision() -> AbstractContextManager[None]:
+    """Return a context within which ``torch.autocast`` is off."""
+    active = active_autocast()
+    return _switched_off(active) if active else nullcontext()
+
+
 @contextmanager
-def full_precision() -> Iterator[None]:
-    """Within this context ``torch.autocast`` is off."""
-    if not (active := active_autocast()):
-        yield
-        return
+def _switched_off(active: tuple[tuple[str, torch.dtype], ...]) -> Iterator[None]:
     token = _OUTSIDE.set(active)
     try:
         with ExitStack() as stack:

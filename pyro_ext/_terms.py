@@ -152,7 +152,8 @@ class Term:
         value = bound(log_w, **known)
         if self.log_outer_strata is not None:
             value = value * self.log_outer_strata.exp()
-        return self.scale * value.sum()
+        total = value.sum()
+        return total if self.scale == 1.0 else self.scale * total
 
     def scale_path(self, weights: Float[Tensor, " particles *batch"]) -> None:
         """Set the factor on the gradients through this term's latents."""
@@ -223,29 +224,27 @@ def _term(
     log_q = _total(guide_sites, factors[count:], layout)
     scored = [site for site in guide_sites if is_random(site) and not site["fn"].has_rsample]
     log_q_score = _total(scored, [1.0] * len(scored), layout)
-    parts = (log_p, log_q, log_q_score)
-    zero = next(part for part in parts if part is not None).new_zeros(())
-    log_p, log_q, score = torch.broadcast_tensors(
-        *(zero if part is None else part for part in parts)
-    )
+    parts = [part for part in (log_p, log_q, log_q_score) if part is not None]
+    shape = torch.broadcast_shapes(*(part.shape for part in parts))
     inner = particles.inner if home is not None or not structure.local else 1
-    if log_p.shape[1] > inner:
+    if shape[1] > inner:
         raise RuntimeError(
             f"log_weights: expected the sites {[site['name'] for site in model_sites]}, outside "
             "the data plates, to be the same for all particles inside these; got others for each. "
             "Write: joint=True, or move the sites into the plate."
         )
-    sizes = (particles.outer, inner, *log_p.shape[2:])
+    sizes = (particles.outer, inner, *shape[2:])
+    zero = parts[0].new_zeros(())
 
-    def arranged(part: Tensor) -> Tensor:
-        part = part.expand(sizes).movedim(1, 0)
-        return part.squeeze(1) if particles.outer == 1 else part
+    def arranged(part: Tensor | None) -> Tensor:
+        part = (zero if part is None else part).expand(sizes)
+        return part.squeeze(0) if particles.outer == 1 else part.movedim(1, 0)
 
     log_strata, outer_strata = _strata(origins, names, layout)
     return Term(
         arranged(log_p),
         arranged(log_q),
-        arranged(score) if scored else None,
+        arranged(log_q_score) if scored else None,
         names,
         outside / particles.outer,
         subsampled,

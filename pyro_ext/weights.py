@@ -49,7 +49,8 @@ class LogWeights:
         Args:
             bound: A function of ``pyro_ext.bounds``.
         """
-        return torch.stack([term.estimate(bound) for term in self.terms]).sum()
+        first, *others = [term.estimate(bound) for term in self.terms]
+        return torch.stack([first, *others]).sum() if others else first
 
     @property
     def hierarchical(self) -> bool:

@@ -1,5 +1,7 @@
 """Large matrix products of compiled steps by oneDNN."""
 
+import sys
+
 import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -77,6 +79,8 @@ def test_compiled_products_are_onednns(chosen):
         )
 
     graph = products.with_faster_products(make_fx(step, tracing_mode="fake")(*inputs))
+    limit = sys.getrecursionlimit()
     compiled = compile_graph(graph, inputs, native_noise=True, cpp_wrapper=True)
+    assert sys.getrecursionlimit() == limit
     for found, expected in zip(compiled(inputs), step(*inputs), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)

@@ -39,7 +39,7 @@ def accuracy(cells: dict[str, Any], path: Path) -> None:
     left.set(xscale="log", xlabel="worst mean error, posterior sds", yticks=range(len(names)))
     left.set_yticklabels(names)
     right.set(xscale="log", xlabel="CPU seconds", yticks=[])
-    figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    figure.legend(loc="outside lower center", ncols=len(COLORS), fontsize=8)
     figure.savefig(path, dpi=110)
 
 

@@ -1,6 +1,7 @@
 """Training on binary images that can be taken up again, and how a model of them is judged."""
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "cost_per_epoch",
     "load",
     "negative_log_likelihood",
+    "seconds_on",
     "train",
 ]
 
@@ -101,6 +103,7 @@ class Training:
             "guide": self.guide.state_dict(),
             "optimizer": self.svi.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "random_gpu": torch.cuda.get_rng_state_all(),
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -110,12 +113,13 @@ class Training:
 
     def load(self, path: Path) -> None:
         """Go on from what was saved."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         self.model.load_state_dict(state["model"])
         self.guide.load_state_dict(state["guide"])
         self.step, self.seconds = state["step"], state["seconds"]
         self.svi = self._svi(state)
         torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state["random_gpu"])
 
 
 def load(path: Path | None, *, fixed: bool, num_validation: int = 400) -> tuple[Tensor, Tensor]:
@@ -163,24 +167,36 @@ def train(
     rates = [rate for stage in stages for rate in [stage.lr] * stage.num_steps]
     size = training.batch_size
     per_epoch = len(images) // size
-    epoch, order = -1, torch.empty(0, dtype=torch.long)
+    epoch, order = -1, torch.empty(0, dtype=torch.long, device="cpu")
     bar = tqdm(total=len(rates), initial=training.step, disable=None)
     while training.step < len(rates):
-        begun = cpu_seconds()
+        begun = seconds_on(images.device)
         for _ in range(min(every - training.step % every, len(rates) - training.step)):
             if epoch != training.step // per_epoch:
                 epoch = training.step // per_epoch
-                generator = torch.Generator().manual_seed(training.seed + epoch)
-                order = torch.randperm(len(images), generator=generator)
+                generator = torch.Generator("cpu").manual_seed(training.seed + epoch)
+                order = torch.randperm(len(images), generator=generator, device="cpu")
             first = training.step % per_epoch * size
             x = torch.bernoulli(images[order[first : first + size]])
             loss = training.take(x, rates[training.step])
             bar.update()
-        training.seconds += cpu_seconds() - begun
+        training.seconds += seconds_on(images.device) - begun
         bar.set_postfix(loss=f"{loss / size:.2f}")
         if checkpoint is not None:
             training.save(checkpoint)
     bar.close()
+
+
+def seconds_on(device: torch.device) -> float:
+    """Return processor time; on a GPU the time of day, once it has done what it was given.
+
+    Args:
+        device: Where the work is done.
+    """
+    if device.type != "cuda":
+        return cpu_seconds()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def cost_per_epoch(
@@ -202,17 +218,17 @@ def cost_per_epoch(
         training = make(compile=compile)
         x = torch.bernoulli(images[: training.batch_size])
         training.svi.step(x)
-        begun = cpu_seconds()
+        begun = seconds_on(images.device)
         training.svi.step(x)
-        found["compile_seconds"] = cpu_seconds() - begun
+        found["compile_seconds"] = seconds_on(images.device) - begun
         steps[name] = training.svi.step
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            begun = cpu_seconds()
+            begun = seconds_on(images.device)
             for _ in range(num_steps):
                 step(x)
-            times[name].append((cpu_seconds() - begun) / num_steps)
+            times[name].append((seconds_on(images.device) - begun) / num_steps)
     per_epoch = len(images) // len(x)
     return found | {name: min(seconds) * per_epoch / 60 for name, seconds in times.items()}
 

@@ -87,12 +87,11 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()} ({platform.machine()})"
+    return f"{names[0] if names else platform.processor()} ({platform.machine()}){gpu}"
 
 
 def _version(name: str) -> str:

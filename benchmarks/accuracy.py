@@ -156,8 +156,8 @@ def ours(case: Case, family: str, loss: str, options: argparse.Namespace) -> dic
             seed=options.seed,
             progress=False,
         )
-    except ValueError as error:  # where a peer goes on with nan
-        if "expected a finite" not in str(error):
+    except (ValueError, torch.linalg.LinAlgError) as error:  # where a peer may go on with nan
+        if isinstance(error, ValueError) and "expected a finite" not in str(error):
             raise
         return LOST | cost | {"seconds": cpu_seconds() - start}
     cost["seconds"] = cpu_seconds() - start

@@ -123,7 +123,11 @@ def adam(params: list[Tensor]) -> torch.optim.Optimizer:
     made = torch.optim.Adam(params, lr=1e-3, betas=(0.99, 0.999), eps=1e-4)
     for param in params:
         zeros, ones = torch.zeros_like(param), torch.ones_like(param)
-        made.state[param] = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": ones}
+        made.state[param] = {
+            "step": torch.tensor(0.0, device="cpu"),
+            "exp_avg": zeros,
+            "exp_avg_sq": ones,
+        }
     return made
 
 
@@ -157,7 +161,8 @@ def cells_of(options: argparse.Namespace) -> dict[str, tuple[int, Any]]:
 def training_of(layers: int, loss: Any, images: Tensor, seed: int, *, compile: bool) -> Training:
     """Return model, guide and loss of a cell, not yet trained."""
     torch.manual_seed(seed)
-    model, guide = Decoder(layers, images.mean(0)), Encoder(layers, images.shape[1])
+    model = Decoder(layers, images.mean(0)).to(images.device)
+    guide = Encoder(layers, images.shape[1]).to(images.device)
     return Training(model, guide, loss, adam, BATCH, compile, seed)
 
 
@@ -202,6 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--fraction", type=float, default=1.0, help="of the 3,280 epochs")
     parser.add_argument("--fixed-binarization", action="store_true")
     parser.add_argument("--checkpoints", type=Path, help="folder to save to and to go on from")
+    parser.add_argument("--device", type=torch.device, default="cpu", help="such as cuda")
     parser.add_argument("--eager", action="store_true", help="do not compile")
     parser.add_argument("--time", action="store_true", help="measure minutes of an epoch")
     parser.add_argument("--samples", type=int, default=5000, help="to estimate log p(x) with")
@@ -209,7 +215,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
-    images, test = load(options.data, fixed=options.fixed_binarization)
+    loaded = load(options.data, fixed=options.fixed_binarization)
+    images, test = (pixels.to(options.device) for pixels in loaded)
     cells = Cells(options.out)
     pixels = "fixed" if ((images == 0) | (images == 1)).all() else "dynamic"
     for name, (layers, loss) in cells_of(options).items():

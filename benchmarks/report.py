@@ -244,13 +244,14 @@ def time_to_bound(cells: Cells) -> list[str]:
 
 def iwae(cells: Cells) -> list[str]:
     """Return the section on MNIST."""
-    rows, times = [], []
+    rows, times, whole = [], [], 0.0
     for name, value in cells.items():
         parts = name.split("/")
         if parts[0] == "time":
             _, layers, bound, estimator, k = parts
             saved = value["eager"] / value["compiled"]
             hours = value["compiled"] * 3280 / 60
+            whole += hours
             times.append(
                 [
                     layers,
@@ -288,7 +289,8 @@ def iwae(cells: Cells) -> list[str]:
         head = ["layers", "loss", "estimator", "k", "eager", "compiled", "ratio", "compile, s"]
         lines += [
             "",
-            "Minutes of an epoch (2,980 steps), and hours that the whole schedule would take:",
+            "Minutes of an epoch (2,980 steps), and hours that the whole schedule would take, "
+            f"{whole:,.0f} for all {len(times)} cells:",
         ]
         lines += ["", *table([*head, "hours"], times)]
     return lines

@@ -97,7 +97,8 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
             except ValueError as plain:
                 raise plain from error
     shapes = isinstance(error, (RuntimeError, ValueError, IndexError))
-    shapes = shapes and not isinstance(error, JoinedElements)
+    others = (JoinedElements, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+    shapes = shapes and not isinstance(error, others)
     if particles > 1 and shapes and _runs_alone(pair):
         error.add_note(
             f"The model ran with {particles} particles in a batch dim to the left of its plates. "

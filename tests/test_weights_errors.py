@@ -132,6 +132,23 @@ def test_model_that_drops_a_plate_dim_gets_a_note() -> None:
         assert "keepdim=True" in caught.value.__notes__[0]
 
 
+def test_a_matrix_that_is_not_positive_definite_gets_no_note_on_shapes() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(2.0, 1.0))
+        covariance = z[..., None, None] * torch.eye(2)
+        pyro.sample("x", dist.MultivariateNormal(torch.zeros(2), covariance), obs=torch.ones(2))
+
+    def guide() -> None:
+        pyro.sample("z", dist.Normal(2.0, 1.0))
+
+    with (
+        pyro.validation_enabled(is_validate=False),
+        pytest.raises(torch.linalg.LinAlgError, match="not positive-definite") as caught,
+    ):
+        px.log_weights(model, guide, num_particles=500)
+    assert not hasattr(caught.value, "__notes__")
+
+
 # ---------------------------------------------------------------------- particles apart
 
 

@@ -122,7 +122,7 @@ def compare(name: str, numpyro: Any, rounds: int, seconds: float) -> dict[str, A
     for variant, measure in made.items():
         measure(3)
         guess = measure(5)
-        counts[variant] = max(2, min(2000, 2 ** round_down(seconds / guess)))
+        counts[variant] = max(2, min(2000, 2 ** round_down(seconds / max(guess, 1e-6))))
         measure(counts[variant])
     found: dict[str, list[float]] = {variant: [] for variant in made}
     for _ in range(rounds):

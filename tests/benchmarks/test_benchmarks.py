@@ -56,7 +56,7 @@ TINY: dict[str, list[str]] = {
     "signal_to_noise": ["--particles", "16", "64", "--budget", "200", "--out", "snr"],
     "sparse_rows": ["--steps", "2", "--blocks", "1"],
     "speed/payoff": ["W3", "--rounds", "1"],
-    "speed/steps": ["--rounds", "1", "--seconds", "0.001", "W3"],
+    "speed/steps": ["--rounds", "1", "--seconds", "0.02", "W3"],
     "time_to_bound": [
         *("--data", "posteriordb", "--out", "time_to_bound.json", "--limit", "100"),
         *("--only", "sblri-blr/Pyro"),

@@ -44,6 +44,20 @@ def training(loss: Any, layers: int = 1) -> tuple[Any, Tensor]:
     return made, images
 
 
+def test_training_makes_nothing_on_another_device(tmp_path: Path) -> None:
+    """Numbers without a device of their own lie on ``meta``, where a step cannot use them."""
+    script = load("_images")
+    run, images = training(px.IWAE(2, estimator="dreg"), layers=2)
+    with torch.device("meta"):
+        script.train(run, images, [script.Stage(2, 1e-3)], checkpoint=tmp_path / "a.pt")
+        run.load(tmp_path / "a.pt")
+        run.take(images.round()[:20], 1e-3)
+        found, _ = script.negative_log_likelihood(
+            run.model, run.guide, images.round()[:4], num_samples=6, particles=3
+        )
+    assert found > 0
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_run_goes_on_to_the_last_bit(layers: int, tmp_path: Path) -> None:
     images_script = load("_images")

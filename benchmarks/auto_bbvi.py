@@ -218,10 +218,11 @@ def main() -> None:
         best = max(
             float(value.split("±")[0]) for key, value in published[name].items() if key != "dim"
         )
-        k_hat = f" (k-hat {r['k_hat']:.2f})" if r["verdict"] == "not to be trusted" else ""
+        cost = f"{r['gradients']:,} | {r['seconds']:.0f}"
+        why = f" (k-hat {r['k_hat']:.2f})" if r["verdict"] == "not to be trusted" else ""
         lines.append(
             f"| {name} | {r['dim']} | {cell(r['bound'])} | {cell(r['bound_of_10'])} | "
-            f"{best:.2f} | {r['family']} | {r['gradients']:,} | {r['seconds']:.0f} | {r['verdict']}{k_hat} |"
+            f"{best:.2f} | {r['family']} | {cost} | {r['verdict']}{why} |"
         )
     print(
         "| model | D | bound | bound of 10 | best published | family | gradients | CPU s | "

@@ -1,6 +1,7 @@
 """Low rank and flows in automatic fits, and what judges them."""
 
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -12,7 +13,7 @@ from pyro_ext.training.auto import ascend, start
 from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws, log_ratios
 from pyro_ext.training.auto.bent import Bent, bend
 from pyro_ext.training.auto.climb import climb
-from pyro_ext.training.auto.correct import Pool
+from pyro_ext.training.auto.correct import Pool, weighted
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.search import ladder
 from pyro_ext.training.auto.settle import settled
@@ -196,3 +197,32 @@ def test_heavy_tails_make_errors_larger():
     light, heavy = pool_with(-0.5), pool_with(0.6)
     ratio = heavy.moments(heavy.z)[2] / light.moments(light.z)[2]
     torch.testing.assert_close(ratio, torch.tensor([heavy.inflation]))
+
+
+def test_errors_grow_by_what_the_tail_has_of_them():
+    pool = pool_with(0.6)
+    weights = torch.ones(20_000)
+    weights[: pool.num_tail] = 1.5
+    weights /= weights.sum()
+    heavy, light = replace(pool, weights=weights), replace(pool, weights=weights, k_hat=-0.5)
+    own = (weights * (pool.z[:, 0] - weights @ pool.z[:, 0])).square()
+    share = own[: pool.num_tail].sum() / own.sum()
+    ratio = heavy.moments(pool.z)[2] / light.moments(pool.z)[2]
+    torch.testing.assert_close(ratio**2, (1 + share * (pool.inflation**2 - 1)).reshape(1))
+
+
+def test_errors_cover_what_a_normal_leaves_of_a_wider_part():
+    # k-hat 0.52, from a part of two per cent: most of a mean's error is not in the tail.
+    wide, misses, claims = 1.5, 0, 0
+    for seed in range(40):
+        z = torch.randn((20_000, 1), generator=torch.Generator().manual_seed(seed)).double()
+        log_ratio = 0.5 * z[:, 0] ** 2 * (1 - wide**-2)
+        pool = weighted(z, (0.98 + 0.02 / wide * log_ratio.exp()).log())
+        mean, sd, by_mean, by_sd = pool.moments(z)
+        true = (0.98 + 0.02 * wide**2) ** 0.5
+        misses += bool((mean / true).abs() > 2 * by_mean) or bool(
+            (sd / true - 1).abs() > 2 * by_sd
+        )
+        claims += bool(torch.maximum(by_mean, by_sd) < 0.05 / 3)
+    assert misses <= 10  # errors of finite variance would miss with a chance of 0.09 each
+    assert claims >= 20  # 28 of 40; were the whole error inflated, 8

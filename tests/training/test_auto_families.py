@@ -11,7 +11,7 @@ import torch
 import pyro_ext as px
 from pyro_ext.training.auto import ascend, start
 from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws, log_ratios
-from pyro_ext.training.auto.bent import Bent, bend
+from pyro_ext.training.auto.bent import Bent, unbent
 from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.correct import Pool, weighted
 from pyro_ext.training.auto.density import Density
@@ -140,7 +140,8 @@ def test_a_flow_bends_where_a_normal_cannot(monkeypatch, seed):
     noise = fixed_draws(512, 2, 0)
     base = climb(density, Affine(torch.zeros(2), torch.eye(2)), noise)
     family = px.Flow("realnvp", base=px.FullCovariance(), num_transforms=4, hidden=(32,))
-    q = bend(density, base, family, seed)
+    q = unbent(base, family, seed)
+    assert len(list(ascend.ascend(density, q, rate=3e-3, seed=seed))) == 1
     before = elbo(density, base, noise)
     assert elbo(density, q, noise) > before / 2  # the density is normalized: log p(x) is 0
     assert not any(param.requires_grad for param in q.layers.parameters())
@@ -150,7 +151,8 @@ def test_a_flow_that_gains_nothing_is_taken_back(monkeypatch):
     monkeypatch.setattr(ascend, "_STEPS", (20,))
     density = Density(normal(torch.eye(2)), ())
     base = Affine(torch.zeros(2), torch.eye(2))
-    q = bend(density, base, FLOW, 0)
+    q = unbent(base, FLOW, 0)
+    assert not list(ascend.ascend(density, q, rate=3e-3, seed=0))
     noise = torch.randn(5, 2)
     torch.testing.assert_close(q.forward(noise)[0], noise)
 

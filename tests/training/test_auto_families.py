@@ -15,9 +15,11 @@ from pyro_ext.training.auto.bent import Bent, unbent
 from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.correct import Pool, weighted
 from pyro_ext.training.auto.density import Density
+from pyro_ext.training.auto.judge import Judgement
 from pyro_ext.training.auto.search import ladder
 from pyro_ext.training.auto.settle import settled
 from pyro_ext.training.auto.start import paths, starting_points
+from pyro_ext.training.auto.verdict import Finding
 from pyro_ext.training.auto.widen import widen
 
 FLOW = px.Flow("realnvp", base=px.FullCovariance(), num_transforms=2, hidden=(8,))
@@ -199,6 +201,22 @@ def test_heavy_tails_make_errors_larger():
     light, heavy = pool_with(-0.5), pool_with(0.6)
     ratio = heavy.moments(heavy.z)[2] / light.moments(light.z)[2]
     torch.testing.assert_close(ratio, torch.tensor([heavy.inflation]))
+
+
+def test_answers_are_ordered_by_checks_then_errors_then_k_hat():
+    def judged(k_hat, error, *, passed):
+        check = Finding(passed, "a check")
+        return Judgement(pool_with(k_hat), (check,), check, error / 2, error, "").order
+
+    orders = [
+        judged(0.6, 0.01, passed=True),
+        judged(0.5, 0.02, passed=False),
+        judged(0.4, 0.03, passed=False),
+        judged(0.8, 0.01, passed=False),
+        judged(0.9, 0.01, passed=False),
+    ]
+    assert orders == sorted(orders)
+    assert len(set(orders)) == 5
 
 
 def test_errors_grow_by_what_the_tail_has_of_them():

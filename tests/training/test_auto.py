@@ -151,21 +151,22 @@ def test_a_funnel_is_not_trusted(seed, monkeypatch):
     assert run.verdict.reasons
 
 
-def slightly_bent():
+def banana():
     a = pyro.sample("a", dist.Normal(0.0, 1.0))
-    pyro.sample("b", dist.Normal(0.15 * a**2, 0.5))
+    pyro.sample("b", dist.Normal(0.5 * a**2, 0.5))
 
 
-@pytest.mark.parametrize(("model", "rounds"), [(slightly_bent, 1), (funnel, 3)])
+@pytest.mark.parametrize(
+    ("model", "rounds"), [(banana, 1), pytest.param(funnel, 3, marks=pytest.mark.slow)]
+)
 def test_a_flow_that_gains_little_goes_on_only_for_an_answer_that_fails(
     model, rounds, monkeypatch
 ):
-    monkeypatch.setattr(ascend, "_STEPS", (60, 60, 60))
+    monkeypatch.setattr(ascend, "_STEPS", (150, 60, 60))
     monkeypatch.setattr(search, "WORTH", math.inf)
-    flow = px.Flow("realnvp", base=px.FullCovariance(), num_transforms=4, hidden=(32,))
-    run = auto(model, family=flow)
-    names = [attempt.name for attempt in run.history]
-    assert names.count(repr(flow)) == rounds
+    run = auto(model)
+    names = [attempt.name.partition("(")[0] for attempt in run.history]
+    assert names.count("Flow") == rounds
     assert names.count("correction and moves") == 1 + rounds
     assert (run.verdict.grade == "not to be trusted") == (rounds == 3)
 

@@ -96,12 +96,11 @@ class _Search:
         q: Map = normal
         found = self.judge(q)
         for family in families:
-            if isinstance(family, Flow) and (only is not None or found.leaves(self.bound(q))):
-                bent, other = self.bend(normal, family)
-                better = self.gains(bent, q) and other.order <= found.order
-                if only is not None or better:
+            if isinstance(family, Flow) and found.leaves(self.bound(q)):
+                bent, other, text = self.bend(normal, family)
+                if self.gains(bent, q) and other.order <= found.order:
                     best, q, found = family, bent, other
-                    why = f"{family} no longer gains"
+                    why = f"{family}, {text}"
         modes = other_modes(self.density, normal, candidates, self.seed + 200)
         self.note("other modes", self.bound(q), modes.text)
         return AutoRun(
@@ -157,15 +156,16 @@ class _Search:
             best, why, _ = self.climb_to(shape, candidates, best)
         return shape, best, f"{shape} climbed to its top, {why}"
 
-    def bend(self, normal: Affine, family: Flow) -> tuple[Bent, Judgement]:
+    def bend(self, normal: Affine, family: Flow) -> tuple[Bent, Judgement, str]:
         """Fit a flow, round by round while one gains much or the answer fails a check."""
-        q, found = unbent(normal, family, self.seed), None
-        for gain in ascend(self.density, q, rate=_RATE, seed=self.seed):
-            self.note(repr(family), self.bound(q), f"gained {gain:.3f}")
+        q, found, text = unbent(normal, family, self.seed), None, "no round gained"
+        for round_, gain in enumerate(ascend(self.density, q, rate=_RATE, seed=self.seed)):
+            text = f"round {round_ + 1} gained {gain:.3f} nats"
+            self.note(repr(family), self.bound(q), text)
             found = self.judge(q) if gain < WORTH else None
             if found is not None and found.passed:
                 break
-        return q, found or self.judge(q)
+        return q, found or self.judge(q), text
 
     def climb_to(
         self,

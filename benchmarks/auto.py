@@ -2,20 +2,22 @@
 
 One setting for all, several seeds. Errors are those of draws as ``run.sample`` returns them, in
 the reference's own coordinates; "claimed" counts fits that are called trusted or usable with
-correction, "false" those of them outside the limits. Prints a Markdown table:
+correction, "false" those of them outside the limits. Keeps each fit in a JSON file, so that a run
+can be taken up again, and prints a Markdown table:
 
     python benchmarks/auto.py --data PATH_TO_POSTERIORDB
 """
 
 import argparse
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from _results import Cells
 from posteriordb_models import CASES, Case, load
-from tqdm.auto import tqdm
 
 import pyro_ext as px
 
@@ -111,12 +113,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", default="", help="part of a posterior's name")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/auto.json"))
     options = parser.parse_args()
     jobs = [(c, s) for c in CASES if options.only in c.posterior for s in range(options.seeds)]
-    rows = []
-    for case, seed in tqdm(jobs, desc="fits"):
-        rows.append(measure(case, options.data, seed))
-        tqdm.write(str(rows[-1]))
+    cells, rows = Cells(options.out), []
+    for case, seed in jobs:
+
+        def compute(case: Case = case, seed: int = seed) -> dict[str, Any]:
+            return asdict(measure(case, options.data, seed))
+
+        rows.append(Row(**cells.get(f"{case.posterior}/{seed}", compute)))
     print(table(rows))
 
 

@@ -1,8 +1,8 @@
 """Automatic fits of nine models with published variational bounds (Agrawal et al., 2020).
 
 Densities drop the constants that Stan's ``~`` drops, as the published bounds do. "bound" is the
-ELBO of the fitted guide; "bound of 10" is the importance weighted bound of ten draws of it.
-Prints a Markdown table:
+ELBO of the fitted guide; "bound of 10" is the importance weighted bound of ten draws of it. Keeps
+each fit in a JSON file, so that a run can be taken up again, and prints a Markdown table:
 
     python benchmarks/auto_bbvi.py --data PATH_TO_BBVI
 """
@@ -18,6 +18,7 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from _results import Cells
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -27,6 +28,7 @@ from pyro_ext.training import AutoRun
 __all__ = ["MODELS", "main"]
 
 _HALF = 0.5 * math.log(2 * math.pi)
+_BLOCKS, _BLOCK = 20, 10_000  # draws of a bound
 
 
 def flat(name: str, size: int) -> Tensor:
@@ -156,18 +158,43 @@ MODELS: dict[str, Callable[..., None]] = {
 }
 
 
-def bound_of(run: AutoRun, size: int, num: int = 10_000) -> float:
-    """Return the importance weighted bound of ``size`` draws of the guide."""
+def bound_of(run: AutoRun, size: int) -> tuple[float, float]:
+    """Return the importance weighted bound of ``size`` draws of the guide, and its error."""
     torch.manual_seed(0)
     (group,) = run.guide.groups
     network = getattr(run.guide, "global_network", None)
+    parts = []
     with torch.no_grad():
         posterior = group.posterior(run.guide.params, network)
-        z = posterior.sample((num,))
-        log_q = posterior.log_prob(z)
-    log_w = run.density.value(z.to(run.density.dtype)) - log_q
-    parts = log_w[: num // size * size].reshape(-1, size)
-    return float((parts.logsumexp(-1) - math.log(size)).mean())
+        for _ in range(_BLOCKS):
+            z = posterior.sample((_BLOCK,))
+            log_w = run.density.value(z.to(run.density.dtype)) - posterior.log_prob(z)
+            parts.append(log_w.reshape(-1, size).logsumexp(-1) - math.log(size))
+    bounds = torch.cat(parts)
+    return float(bounds.mean()), float(bounds.std()) / len(bounds) ** 0.5
+
+
+def measure(name: str, path: Path) -> dict[str, Any]:
+    """Fit one model, and return its bounds and what it cost."""
+    args = read(name, path)
+    start = time.process_time()
+    run = px.fit(MODELS[name], data=args, optim="auto", family="auto", seed=0, progress=False)
+    return {
+        "seconds": time.process_time() - start,
+        "dim": run.density.dim,
+        "bound": bound_of(run, 1),
+        "bound_of_10": bound_of(run, 10),
+        "family": type(run.guide.groups[0].family).__name__,
+        "verdict": run.verdict.grade,
+        "k_hat": run.verdict.k_hat,
+        "gradients": run.num_gradients,
+    }
+
+
+def cell(bound: tuple[float, float]) -> str:
+    """Return a bound with its error, if that shows."""
+    value, error = bound
+    return f"{value:.2f}" + f" ± {error:.2f}" * (error >= 0.005)
 
 
 def main() -> None:
@@ -175,32 +202,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with cases.json")
     parser.add_argument("--only", default="", help="part of a model's name")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/auto_bbvi.json"))
     options = parser.parse_args()
     cases = json.loads((options.data / "cases.json").read_text())["cases"]
     published = {c["model_name"]: c["published_bound_mean_and_sd_over_seeds"] for c in cases}
-    print(
-        "| model | D | bound | bound of 10 | published: stl, stl_is10, best | k-hat | "
-        "family, verdict, cost |"
-    )
-    print("|---|---|---|---|---|---|---|", flush=True)
-    for name, model in MODELS.items():
+    cells, lines = Cells(options.out), []
+    for name in MODELS:
         if options.only not in name:
             continue
-        args = read(name, options.data)
-        start = time.process_time()
-        run = px.fit(model, data=args, optim="auto", family="auto", seed=0, progress=False)
-        spent = time.process_time() - start
-        family = type(run.guide.groups[0].family).__name__
+
+        def compute(name: str = name) -> dict[str, Any]:
+            return measure(name, options.data)
+
+        r = cells.get(name, compute)
         best = max(
             float(value.split("±")[0]) for key, value in published[name].items() if key != "dim"
         )
-        print(
-            f"| {name} | {run.density.dim} | {bound_of(run, 1):.2f} | {bound_of(run, 10):.2f} | "
-            f"{published[name]['stl']}, {published[name]['stl_is10']}, {best:.2f} | "
-            f"{run.verdict.k_hat:.2f} | {family}, {run.verdict.grade}, "
-            f"{run.num_gradients:,} gradients, {spent:.0f} CPU s |",
-            flush=True,
+        cost = f"{r['gradients']:,} | {r['seconds']:.0f}"
+        why = f" (k-hat {r['k_hat']:.2f})" if r["verdict"] == "not to be trusted" else ""
+        lines.append(
+            f"| {name} | {r['dim']} | {cell(r['bound'])} | {cell(r['bound_of_10'])} | "
+            f"{best:.2f} | {r['family']} | {cost} | {r['verdict']}{why} |"
         )
+    print(
+        "| model | D | bound | bound of 10 | best published | family | gradients | CPU s | "
+        "verdict |\n|---|--:|--:|--:|--:|---|--:|--:|---|",
+        *lines,
+        sep="\n",
+    )
 
 
 if __name__ == "__main__":

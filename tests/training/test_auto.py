@@ -1,5 +1,6 @@
 """Automatic fits: exact targets are hit, wrong answers are not called right."""
 
+import math
 import sys
 from functools import partial
 
@@ -11,7 +12,7 @@ from torch.distributions import constraints
 
 import pyro_ext as px
 from pyro_ext.testing import LinearRegression
-from pyro_ext.training.auto import ascend
+from pyro_ext.training.auto import ascend, search
 
 fit_ = sys.modules["pyro_ext.training.fit"]  # the function has the module's name
 auto = partial(px.fit, optim="auto", family="auto", progress=False, seed=0)
@@ -148,6 +149,26 @@ def test_a_funnel_is_not_trusted(seed, monkeypatch):
     run = auto(funnel, seed=seed)
     assert run.verdict.grade == "not to be trusted"
     assert run.verdict.reasons
+
+
+def banana():
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    pyro.sample("b", dist.Normal(0.5 * a**2, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("model", "rounds"), [(banana, 1), pytest.param(funnel, 3, marks=pytest.mark.slow)]
+)
+def test_a_flow_that_gains_little_goes_on_only_for_an_answer_that_fails(
+    model, rounds, monkeypatch
+):
+    monkeypatch.setattr(ascend, "_STEPS", (150, 60, 60))
+    monkeypatch.setattr(search, "WORTH", math.inf)
+    run = auto(model)
+    names = [attempt.name.partition("(")[0] for attempt in run.history]
+    assert names.count("Flow") == rounds
+    assert names.count("correction and moves") == 1 + rounds
+    assert (run.verdict.grade == "not to be trusted") == (rounds == 3)
 
 
 def two_modes():

@@ -1,6 +1,7 @@
 """Low rank and flows in automatic fits, and what judges them."""
 
 import math
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -10,13 +11,15 @@ import torch
 import pyro_ext as px
 from pyro_ext.training.auto import ascend, start
 from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws, log_ratios
-from pyro_ext.training.auto.bent import Bent, bend
+from pyro_ext.training.auto.bent import Bent, unbent
 from pyro_ext.training.auto.climb import climb
-from pyro_ext.training.auto.correct import Pool
+from pyro_ext.training.auto.correct import Pool, weighted
 from pyro_ext.training.auto.density import Density
+from pyro_ext.training.auto.judge import Judgement
 from pyro_ext.training.auto.search import ladder
 from pyro_ext.training.auto.settle import settled
 from pyro_ext.training.auto.start import paths, starting_points
+from pyro_ext.training.auto.verdict import Finding
 from pyro_ext.training.auto.widen import widen
 
 FLOW = px.Flow("realnvp", base=px.FullCovariance(), num_transforms=2, hidden=(8,))
@@ -139,7 +142,8 @@ def test_a_flow_bends_where_a_normal_cannot(monkeypatch, seed):
     noise = fixed_draws(512, 2, 0)
     base = climb(density, Affine(torch.zeros(2), torch.eye(2)), noise)
     family = px.Flow("realnvp", base=px.FullCovariance(), num_transforms=4, hidden=(32,))
-    q = bend(density, base, family, seed)
+    q = unbent(base, family, seed)
+    assert len(list(ascend.ascend(density, q, rate=3e-3, seed=seed))) == 1
     before = elbo(density, base, noise)
     assert elbo(density, q, noise) > before / 2  # the density is normalized: log p(x) is 0
     assert not any(param.requires_grad for param in q.layers.parameters())
@@ -149,7 +153,8 @@ def test_a_flow_that_gains_nothing_is_taken_back(monkeypatch):
     monkeypatch.setattr(ascend, "_STEPS", (20,))
     density = Density(normal(torch.eye(2)), ())
     base = Affine(torch.zeros(2), torch.eye(2))
-    q = bend(density, base, FLOW, 0)
+    q = unbent(base, FLOW, 0)
+    assert not list(ascend.ascend(density, q, rate=3e-3, seed=0))
     noise = torch.randn(5, 2)
     torch.testing.assert_close(q.forward(noise)[0], noise)
 
@@ -196,3 +201,48 @@ def test_heavy_tails_make_errors_larger():
     light, heavy = pool_with(-0.5), pool_with(0.6)
     ratio = heavy.moments(heavy.z)[2] / light.moments(light.z)[2]
     torch.testing.assert_close(ratio, torch.tensor([heavy.inflation]))
+
+
+def test_answers_are_ordered_by_checks_then_errors_then_k_hat():
+    def judged(k_hat, error, *, passed):
+        check = Finding(passed, "a check")
+        return Judgement(pool_with(k_hat), (check,), check, error / 2, error, "").order
+
+    orders = [
+        judged(0.6, 0.01, passed=True),
+        judged(0.5, 0.02, passed=False),
+        judged(0.4, 0.03, passed=False),
+        judged(0.8, 0.01, passed=False),
+        judged(0.9, 0.01, passed=False),
+    ]
+    assert orders == sorted(orders)
+    assert len(set(orders)) == 5
+
+
+def test_errors_grow_by_what_the_tail_has_of_them():
+    pool = pool_with(0.6)
+    weights = torch.ones(20_000)
+    weights[: pool.num_tail] = 1.5
+    weights /= weights.sum()
+    heavy, light = replace(pool, weights=weights), replace(pool, weights=weights, k_hat=-0.5)
+    own = (weights * (pool.z[:, 0] - weights @ pool.z[:, 0])).square()
+    share = own[: pool.num_tail].sum() / own.sum()
+    ratio = heavy.moments(pool.z)[2] / light.moments(pool.z)[2]
+    torch.testing.assert_close(ratio**2, (1 + share * (pool.inflation**2 - 1)).reshape(1))
+
+
+def test_errors_cover_what_a_normal_leaves_of_a_wider_part():
+    # k-hat 0.52, from a part of two per cent: most of a mean's error is not in the tail.
+    wide, misses, claims = 1.5, 0, 0
+    for seed in range(40):
+        z = torch.randn((20_000, 1), generator=torch.Generator().manual_seed(seed)).double()
+        log_ratio = 0.5 * z[:, 0] ** 2 * (1 - wide**-2)
+        pool = weighted(z, (0.98 + 0.02 / wide * log_ratio.exp()).log())
+        mean, sd, by_mean, by_sd = pool.moments(z)
+        true = (0.98 + 0.02 * wide**2) ** 0.5
+        misses += bool((mean / true).abs() > 2 * by_mean) or bool(
+            (sd / true - 1).abs() > 2 * by_sd
+        )
+        claims += bool(torch.maximum(by_mean, by_sd) < 0.05 / 3)
+    assert misses <= 10  # errors of finite variance would miss with a chance of 0.09 each
+    assert claims >= 20  # 28 of 40; were the whole error inflated, 8

@@ -1,5 +1,6 @@
 """Adam on fresh draws, with the gradient that sticks to the path."""
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -8,14 +9,14 @@ from torch import Tensor
 from pyro_ext.training.auto.affine import Map, log_ratios
 from pyro_ext.training.auto.density import Density
 
-__all__ = ["Movable", "ascend"]
+__all__ = ["WORTH", "Movable", "ascend"]
 
 _BATCH = 64
 _STEPS = (500, 1000, 2000)
-_HELD_OUT = 2048
+_HELD_OUT, _ENTRIES, _LEAST = 16_384, 4e6, 2048
 _MAX_NORM = 10.0
 _SIGMAS = 3.0
-_WORTH = 0.05
+WORTH = 0.05
 """Nats for which another round of steps is worth its cost."""
 
 
@@ -40,8 +41,8 @@ class Movable(Protocol):
         """Return the map of the parameters as they are."""
 
 
-def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> None:
-    r"""Climb the bound with fresh draws, in rounds that get longer while they pay.
+def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> Iterator[float]:
+    r"""Climb the bound with fresh draws, in rounds that get longer; yield the gain of each.
 
     The target is near a standard normal already in the coordinates of q, so that one step size
     fits all: Adam along a cosine. The gradient sticks to the path, whose noise vanishes as q
@@ -50,7 +51,8 @@ def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> None:
     .. math:: \nabla_\phi \mathcal{L} = \mathbb{E}_\varepsilon\!\left[
         \nabla_z\!\left(\log p(x, z) - \log q_\phi(z)\right) \nabla_\phi z_\phi(\varepsilon)\right]
 
-    A round whose gain, on draws held out, is within three standard errors is taken back.
+    A round whose gain, on draws held out, is within three standard errors is taken back, and the
+    last. Parameters want gradients within a round alone.
 
     Args:
         density: The target.
@@ -63,7 +65,8 @@ def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> None:
         Advances in Black-Box VI (Agrawal et al., 2020) | https://arxiv.org/abs/2006.10343
     """
     generator = torch.Generator().manual_seed(seed)
-    held_out = torch.randn((_HELD_OUT, density.dim), generator=generator, dtype=density.dtype)
+    num = int(max(_LEAST, min(_HELD_OUT, _ENTRIES / density.dim)))
+    held_out = torch.randn((num, density.dim), generator=generator, dtype=density.dtype)
 
     def ratios() -> Tensor:
         with torch.no_grad():
@@ -76,19 +79,17 @@ def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> None:
         gain = after - before
         mean, error = float(gain.mean()), float(gain.std()) / len(gain) ** 0.5
         if not mean > _SIGMAS * error:
-            with torch.no_grad():
-                for param, value in zip(q.parameters(), best, strict=True):
-                    param.copy_(value)
-            break
+            for param, value in zip(q.parameters(), best, strict=True):
+                param.copy_(value)
+            return
         best, before = _copied(q), after
-        if mean < _WORTH:
-            break
+        yield mean
 
 
 def _round(
     density: Density, q: Movable, steps: int, rate: float, generator: torch.Generator
 ) -> None:
-    params = q.parameters()
+    params = [param.requires_grad_() for param in q.parameters()]
     optimizer = torch.optim.Adam(params, lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     shape = (_BATCH // 2, q.noise_dim)
@@ -106,6 +107,8 @@ def _round(
         torch.nn.utils.clip_grad_norm_(params, _MAX_NORM)
         optimizer.step()
         schedule.step()
+    for param in params:
+        param.requires_grad = False
 
 
 def _copied(q: Movable) -> list[Tensor]:

@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 from pyro_ext.families import Flow
 from pyro_ext.training.auto.affine import Affine
-from pyro_ext.training.auto.ascend import ascend
 from pyro_ext.training.auto.density import Density
 
-__all__ = ["Bent", "bend"]
-
-_RATE = 3e-3
+__all__ = ["Bent", "unbent"]
 
 
 @dataclass(frozen=True)
@@ -105,19 +102,15 @@ class Bent:
         return self
 
 
-def bend(density: Density, base: Affine, family: Flow, seed: int) -> Bent:
-    """Fit the transforms of a flow, from the identity on, to what the normal leaves.
+def unbent(base: Affine, family: Flow, seed: int) -> Bent:
+    """Return a normal with the transforms of a flow, at the identity.
 
     Args:
-        density: The target.
         base: The normal.
         family: The flow, whose transforms score any z.
-        seed: Seed.
+        seed: Seed of the networks.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = family.network(density.dim).to(density.dtype)
-    q = Bent(base, network)
-    ascend(density, q, rate=_RATE, seed=seed)
-    network.requires_grad_(requires_grad=False)
-    return q
+        network = family.network(len(base.loc)).to(base.loc.dtype)
+    return Bent(base, network.requires_grad_(requires_grad=False))

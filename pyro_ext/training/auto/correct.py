@@ -102,14 +102,18 @@ class Pool:
     log_evidence: float
 
     @property
+    def num_tail(self) -> int:
+        """Number M of the largest weights, to which k-hat was fitted."""
+        return math.ceil(min(len(self.z) / 5, 3 * len(self.z) ** 0.5))
+
+    @property
     def k_error(self) -> float:
-        """Standard error of k-hat, (1 + k) / √M for a tail of M draws."""
-        tail = min(len(self.z) / 5, 3 * len(self.z) ** 0.5)
-        return (1 + max(self.k_hat, 0.0)) / tail**0.5
+        """Standard error of k-hat, (1 + k) / √M."""
+        return (1 + max(self.k_hat, 0.0)) / self.num_tail**0.5
 
     @property
     def inflation(self) -> float:
-        r"""How many times larger errors are than weights of finite variance would have them.
+        r"""How many times larger the tail's errors are than weights of finite variance have them.
 
         .. math:: S^{(1 - r) / 2}, \qquad
             r = \frac{2 (k - 1) S^{2k + 1} + (1 - 2k) S^{2k} + S^2}{(S - 1)(S - S^{2k})}
@@ -174,10 +178,14 @@ class Pool:
     def moments(
         self, values: Float[Tensor, " draws size"]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return mean and sd of functions of the draws, and standard errors in units of the sd.
+        r"""Return mean and sd of functions of the draws, and standard errors in units of the sd.
 
-        The errors are those of the weights at hand, times ``inflation``: of weights with a heavy
-        tail, the largest ones have yet to be seen.
+        .. math:: \mathrm{se}^2 = \frac{1}{\mathrm{sd}^2} \Big(
+            \sum_{i \notin \mathrm{tail}} w_i^2 (f_i - \mathrm{mean})^2
+            + a^2 \sum_{i \in \mathrm{tail}} w_i^2 (f_i - \mathrm{mean})^2 \Big)
+
+        where a is ``inflation``: of weights with a heavy tail, the largest ones have yet to be
+        seen. What is below the tail has been seen.
 
         Args:
             values: The functions.
@@ -189,10 +197,11 @@ class Pool:
         mean = (w * values).sum(0)
         square = (values - mean).square()
         variance = (w * square).sum(0)
-        by_mean = (w.square() * square).sum(0) / variance
-        by_variance = (w.square() * (square - variance).square()).sum(0) / variance.square()
-        more = self.inflation
-        return mean, variance.sqrt(), more * by_mean.sqrt(), more * by_variance.sqrt() / 2
+        tail = w >= w.flatten().topk(self.num_tail).values[-1]
+        weight = w.square() * torch.where(tail, self.inflation**2, 1.0)
+        by_mean = (weight * square).sum(0) / variance
+        by_variance = (weight * (square - variance).square()).sum(0) / variance.square()
+        return mean, variance.sqrt(), by_mean.sqrt(), by_variance.sqrt() / 2
 
 
 def draw_pool(

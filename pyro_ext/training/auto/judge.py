@@ -39,14 +39,25 @@ class Judgement:
     sd_error: float
     note: str
 
+    @property
+    def passed(self) -> bool:
+        """Whether all checks are."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def order(self) -> tuple[int, float]:
+        """Smaller for a better answer: passed, then usable with small errors, then small k-hat."""
+        if not self.pool.usable:
+            return 2, self.pool.k_hat
+        return (0, 0.0) if self.passed else (1, max(self.mean_error, self.sd_error))
+
     def leaves(self, bound: float) -> bool:
         """Tell whether a larger family has something to gain: a failed check, or nats.
 
         Args:
             bound: The guide's ELBO.
         """
-        failed = not all(check.passed for check in self.checks)
-        return failed or (not self.raw.passed and self.pool.log_evidence - bound > _GAP)
+        return not self.passed or (not self.raw.passed and self.pool.log_evidence - bound > _GAP)
 
     def verdict(self, *others: Finding) -> Verdict:
         """Return the verdict from these checks and others.

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from pyro_ext.families import Diagonal, Family, Flow, FullCovariance, LowRank
 from pyro_ext.losses import ELBO
 from pyro_ext.training.auto.affine import Affine, Map, elbo, fixed_draws, log_ratios
-from pyro_ext.training.auto.bent import bend
+from pyro_ext.training.auto.ascend import WORTH, ascend
+from pyro_ext.training.auto.bent import Bent, unbent
 from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.judge import Judgement, judge
@@ -28,6 +29,7 @@ __all__ = ["fit_auto", "ladder"]
 _FRESH = 2048
 _SIGMAS = 3.0
 _RANK = 10
+_RATE = 3e-3
 _ROUNDS = 4
 _ROUGH = 1e-3
 """Nats that are worth a step where the draws themselves err by more, or another family follows."""
@@ -94,17 +96,11 @@ class _Search:
         q: Map = normal
         found = self.judge(q)
         for family in families:
-            if isinstance(family, Flow) and (only is not None or found.leaves(self.bound(q))):
-                bent = bend(self.density, normal, family, self.seed)
-                bound = self.bound(bent)
-                if only is None and not self.gains(bent, q):
-                    self.note(repr(family), bound, "no gain")
-                    continue
-                self.note(repr(family), bound)
-                other = self.judge(bent)
-                if only is not None or other.pool.k_hat <= found.pool.k_hat + found.pool.k_error:
+            if isinstance(family, Flow) and found.leaves(self.bound(q)):
+                bent, other, text = self.bend(normal, family)
+                if self.gains(bent, q) and other.order <= found.order:
                     best, q, found = family, bent, other
-                    why = f"{family} no longer gains"
+                    why = f"{family}, {text}"
         modes = other_modes(self.density, normal, candidates, self.seed + 200)
         self.note("other modes", self.bound(q), modes.text)
         return AutoRun(
@@ -159,6 +155,17 @@ class _Search:
         if rung:
             best, why, _ = self.climb_to(shape, candidates, best)
         return shape, best, f"{shape} climbed to its top, {why}"
+
+    def bend(self, normal: Affine, family: Flow) -> tuple[Bent, Judgement, str]:
+        """Fit a flow, round by round while one gains much or the answer fails a check."""
+        q, found, text = unbent(normal, family, self.seed), None, "no round gained"
+        for round_, gain in enumerate(ascend(self.density, q, rate=_RATE, seed=self.seed)):
+            text = f"round {round_ + 1} gained {gain:.3f} nats"
+            self.note(repr(family), self.bound(q), text)
+            found = self.judge(q) if gain < WORTH else None
+            if found is not None and found.passed:
+                break
+        return q, found or self.judge(q), text
 
     def climb_to(
         self,

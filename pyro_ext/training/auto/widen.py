@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext.training.auto.affine import Affine
-from pyro_ext.training.auto.ascend import ascend
+from pyro_ext.training.auto.ascend import WORTH, ascend
 from pyro_ext.training.auto.density import Density
 
 __all__ = ["widen"]
@@ -28,7 +28,9 @@ def widen(density: Density, base: Affine, rank: int, seed: int) -> Affine:
         seed: Seed.
     """
     q = _LowRank(base, rank, seed)
-    ascend(density, q, rate=_RATE, seed=seed)
+    for gain in ascend(density, q, rate=_RATE, seed=seed):
+        if gain < WORTH:
+            break
     return q.map()
 
 
@@ -38,9 +40,8 @@ class _LowRank:
         dim, generator = len(base.loc), torch.Generator().manual_seed(seed)
         # At exactly zero the gradient of the columns vanishes.
         columns = torch.randn((dim, rank), generator=generator, dtype=base.loc.dtype)
-        columns *= _START / rank**0.5
-        self.mean, self.log_scale = (base.loc.new_zeros(dim).requires_grad_() for _ in range(2))
-        self.columns = columns.requires_grad_()
+        self.mean, self.log_scale = (base.loc.new_zeros(dim) for _ in range(2))
+        self.columns = columns * _START / rank**0.5
 
     @property
     def noise_dim(self) -> int:

@@ -1,8 +1,8 @@
 """Density ratios and mutual information of normals, against closed forms.
 
 A run fails if it misses the mutual information by more than 10 %, and warns of itself where the
-samples cannot bear the value. Prints Markdown tables; cells are kept in `build/ratios.json`, so a
-run can be taken up again:
+samples cannot bear the value. Prints Markdown tables; cells are kept in
+`benchmarks/results/ratios.json`, so a run can be taken up again:
 
     python benchmarks/ratios.py
 """
@@ -123,7 +123,8 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     """Compute what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=Path, default=Path("build/ratios.json"))
+    results = Path("benchmarks/results/ratios.json")
+    parser.add_argument("--cells", type=Path, default=results)
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     cells, seeds = Cells(options.cells), range(options.seeds)

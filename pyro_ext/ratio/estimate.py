@@ -95,8 +95,8 @@ def kl_estimate(
         log_r_q: Log ratios on samples of q, shape ``(num_q,)``.
         method: One of the three.
         links: Of a ratio that is a product, the log ratios of each factor on samples of its own
-            two sides: then these are held against the number of samples, and not the product; where
-        p and q overlap, the product must also tell them apart better than powers of it.
+            two sides: then these are held against the number of samples, and not the product.
+            Where p and q overlap, it must also have a better score than its powers.
 
     Raises:
         ValueError: If the method is unknown.

@@ -88,6 +88,19 @@ def learned(
     return found | {"warned": len(caught) > 0}
 
 
+def bridged(bridge: str, seed: int) -> dict[str, Any]:
+    """Return what a chain of four networks says of 6 nats, and whether it warns."""
+    p, q = pairs(6, 20)
+    torch.manual_seed(seed)
+    chain = px.ratio.TelescopingRatio(
+        partial(px.ratio.MLPCritic, 40, quadratic=True), num_ratios=4, bridge=bridge
+    )
+    chain.fit(p, q, num_steps=800, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return {"kl": chain.kl().value, "warned": len(caught) > 0}
+
+
 def normals(dim: int, critic: str, seed: int) -> dict[str, Any]:
     """Return errors of log ratio, KL and JS for two normals of KL divergence near 1/2."""
     torch.manual_seed(seed)
@@ -160,6 +173,16 @@ def main() -> None:
             failed = sum(abs(value - mi) > 0.1 * mi for value in values)
             texts.append(f"{spread(values)}; {failed} failed, {warned} warned")
         lines.append(f"| {mi} | {num_pairs} | {' | '.join(texts)} | {len(seeds)} |")
+    lines += ["", "| waymarks | KL of 6 by networks | warned |", "| :-- | --: | --: |"]
+    for bridge in ("linear", "mixture"):
+        found = [
+            cells.get(f"bridge, {bridge}, seed {seed}", partial(bridged, bridge, seed))
+            for seed in seeds
+        ]
+        warned = sum(one["warned"] for one in found)
+        lines.append(
+            f"| {bridge} | {spread([one['kl'] for one in found])} | {warned} of {len(seeds)} |"
+        )
     lines += ["", "| d | critic | KL, exact | KL | JS, exact | JS | rms error of log r |"]
     lines.append("| --: | :-- | --: | --: | --: | --: | --: |")
     for dim in (1, 2, 5, 10, 20):

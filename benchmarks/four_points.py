@@ -2,7 +2,8 @@
 
 x is one of four one-hot vectors, z has two dimensions, the decoder is Bernoulli. log p(x) is
 exact, by quadrature over z; its optimum is -log 4. Settings were chosen on seeds 0 to 5, so that
-the table is of 6 to 15. Prints a Markdown table and, with `--figure`, draws the latent spaces of seed 0; cells are kept in `build/four_points.json`:
+the table is of 6 to 15. Prints a Markdown table and, with `--figure`, draws the latent spaces of
+seed 0; cells are kept in `build/four_points.json`:
 
     python benchmarks/four_points.py
 """

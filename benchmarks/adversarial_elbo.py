@@ -2,7 +2,7 @@
 
 z has D dimensions, x_d ~ N(z_d, s²); the guide is normal and knows its density, but the critic
 does not. The narrower q, the farther it is from the prior, and the more the critic underestimates.
-Prints a Markdown table; cells are kept in `build/adversarial_elbo.json`:
+Prints a Markdown table; cells are kept in `benchmarks/results/adversarial_elbo.json`:
 
     python benchmarks/adversarial_elbo.py
 """
@@ -59,7 +59,8 @@ def cell(dim: int, width: float, contrast: str, seed: int) -> dict[str, Any]:
 def main() -> None:
     """Compute what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=Path, default=Path("build/adversarial_elbo.json"))
+    results = Path("benchmarks/results/adversarial_elbo.json")
+    parser.add_argument("--cells", type=Path, default=results)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     options = parser.parse_args()
     cells = Cells(options.cells)

@@ -1,8 +1,9 @@
 """The four points of adversarial variational Bayes: an implicit guide beside a Gaussian one.
 
 x is one of four one-hot vectors, z has two dimensions, the decoder is Bernoulli. log p(x) is
-exact, by quadrature over z; its optimum is -log 4. Prints a Markdown table and, with
-`--figure`, draws the latent spaces of seed 0; cells are kept in `build/four_points.json`:
+exact, by quadrature over z; its optimum is -log 4. Settings were chosen on seeds 0 to 5, so that
+the table is of 6 to 15. Prints a Markdown table and, with `--figure`, draws the latent spaces of
+seed 0; cells are kept in `build/four_points.json`:
 
     python benchmarks/four_points.py
 """
@@ -30,7 +31,7 @@ from models.four_points import OPTIMUM, FourPoints, data
 __all__ = ["main", "train"]
 
 X = data()
-SEEDS = range(10)
+SEEDS = range(6, 16)
 STEPS = 2000
 RATE = 2e-3
 
@@ -87,25 +88,22 @@ def main() -> None:
     """Compute what is missing, print the table and draw."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=Path, default=Path("build/four_points.json"))
-    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, from 6")
     parser.add_argument("--steps", type=int, default=STEPS, help="the paper takes 100,000")
     parser.add_argument("--kinds", nargs="+", default=["gaussian", "prior", "adaptive"])
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    cells = Cells(options.cells)
+    cells, seeds = Cells(options.cells), SEEDS[: options.seeds]
     lines = ["| guide, loss | log p(x) | worst seed | seeds at or below -1.45 |"]
     lines.append("| :-- | --: | --: | --: |")
-    for seed in range(options.seeds):
+    for seed in seeds:
         for kind in options.kinds:
             cells.get(
                 f"{kind}, {options.steps} steps, seed {seed}",
                 partial(cell, kind, seed, options.steps),
             )
     for kind in options.kinds:
-        found = [
-            cells.known[f"{kind}, {options.steps} steps, seed {seed}"]
-            for seed in range(options.seeds)
-        ]
+        found = [cells.known[f"{kind}, {options.steps} steps, seed {seed}"] for seed in seeds]
         name = "Gaussian, `px.ELBO`" if kind == "gaussian" else f"implicit, `{kind}` contrast"
         sd = statistics.stdev(found) if len(found) > 1 else math.nan
         failed = sum(value <= -1.45 for value in found)

@@ -1,8 +1,8 @@
 """Density ratios and mutual information of normals, against closed forms.
 
 A run fails if it misses the mutual information by more than 10 %, and warns of itself where the
-samples cannot bear the value. Prints Markdown tables; cells are kept in `build/ratios.json`, so a
-run can be taken up again:
+samples cannot bear the value. Prints Markdown tables; cells are kept in
+`benchmarks/results/ratios.json`, so a run can be taken up again:
 
     python benchmarks/ratios.py
 """
@@ -88,6 +88,19 @@ def learned(
     return found | {"warned": len(caught) > 0}
 
 
+def bridged(bridge: str, seed: int) -> dict[str, Any]:
+    """Return what a chain of four networks says of 6 nats, and whether it warns."""
+    p, q = pairs(6, 20)
+    torch.manual_seed(seed)
+    chain = px.ratio.TelescopingRatio(
+        partial(px.ratio.MLPCritic, 40, quadratic=True), num_ratios=4, bridge=bridge
+    )
+    chain.fit(p, q, num_steps=800, seed=seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return {"kl": chain.kl().value, "warned": len(caught) > 0}
+
+
 def normals(dim: int, critic: str, seed: int) -> dict[str, Any]:
     """Return errors of log ratio, KL and JS for two normals of KL divergence near 1/2."""
     torch.manual_seed(seed)
@@ -123,7 +136,8 @@ def spread(values: list[float]) -> str:
 def main() -> None:
     """Compute what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cells", type=Path, default=Path("build/ratios.json"))
+    results = Path("benchmarks/results/ratios.json")
+    parser.add_argument("--cells", type=Path, default=results)
     parser.add_argument("--seeds", type=int, default=10)
     options = parser.parse_args()
     cells, seeds = Cells(options.cells), range(options.seeds)
@@ -159,6 +173,16 @@ def main() -> None:
             failed = sum(abs(value - mi) > 0.1 * mi for value in values)
             texts.append(f"{spread(values)}; {failed} failed, {warned} warned")
         lines.append(f"| {mi} | {num_pairs} | {' | '.join(texts)} | {len(seeds)} |")
+    lines += ["", "| waymarks | KL of 6 by networks | warned |", "| :-- | --: | --: |"]
+    for bridge in ("linear", "mixture"):
+        found = [
+            cells.get(f"bridge, {bridge}, seed {seed}", partial(bridged, bridge, seed))
+            for seed in seeds
+        ]
+        warned = sum(one["warned"] for one in found)
+        lines.append(
+            f"| {bridge} | {spread([one['kl'] for one in found])} | {warned} of {len(seeds)} |"
+        )
     lines += ["", "| d | critic | KL, exact | KL | JS, exact | JS | rms error of log r |"]
     lines.append("| --: | :-- | --: | --: | --: | --: | --: |")
     for dim in (1, 2, 5, 10, 20):

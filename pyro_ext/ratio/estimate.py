@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 from pyro_ext.ratio.divergences import log_mean_exp
 from pyro_ext.ratio.report import report
@@ -18,6 +18,8 @@ __all__ = ["RatioEstimate", "RatioWarning", "js_estimate", "kl_estimate", "mean_
 # The mean of an exact ratio is 1, so by Markov it exceeds this with a chance of 1 % at most.
 IMPOSSIBLE_MEAN = 100.0
 SEPARABLE = 0.999  # AUC from which the samples hardly overlap
+STRETCH = 1.25  # what a sum of log ratios may be off by, where the samples can tell
+CHANCE = 4.9  # standard errors that a normal exceeds once in a million
 KL_METHODS = ("plug-in", "nwj", "dv")
 
 
@@ -94,6 +96,7 @@ def kl_estimate(
         method: One of the three.
         links: Of a ratio that is a product, the log ratios of each factor on samples of its own
             two sides: then these are held against the number of samples, and not the product.
+            Where p and q overlap, it must also have a better score than its powers.
 
     Raises:
         ValueError: If the method is unknown.
@@ -120,7 +123,9 @@ def kl_estimate(
         for index, (near, far) in enumerate(links, 1)
         for doubt in (*_saturation(float(near.mean()), near, far), *_not_normalized(near, far))
     ]
-    if not links:
+    if links:
+        doubts += _off_by_a_factor(log_r_p, log_r_q)
+    else:
         doubts = _saturation(float(mean), log_r_p, log_r_q)
     doubts += _not_normalized(log_r_p, log_r_q)
     return RatioEstimate(float(mean), float(square.sqrt()), what, num, tuple(doubts))
@@ -152,6 +157,22 @@ def _saturation(kl: float, log_r_p: Tensor, log_r_q: Tensor) -> list[str]:
     if auc >= SEPARABLE:
         found.append(f"p and q hardly overlap in the samples (AUC {auc:.4f})")
     return found
+
+
+def _off_by_a_factor(log_r_p: Tensor, log_r_q: Tensor) -> list[str]:
+    """Return a doubt if a multiple of log r has the better logistic score.
+
+    The exact log ratio has the best expected score, and no tail is heavy. Each critic's own
+    training sees to it; nothing does for their sum.
+    """
+    if report(log_r_p, log_r_q).auc >= SEPARABLE:
+        return []
+    for factor, what in ((STRETCH, "small"), (1 / STRETCH, "large")):
+        of_p, square_p = mean_and_se(logsigmoid(factor * log_r_p) - logsigmoid(log_r_p))
+        of_q, square_q = mean_and_se(logsigmoid(-factor * log_r_q) - logsigmoid(-log_r_q))
+        if of_p + of_q > CHANCE * torch.sqrt(square_p + square_q):
+            return [f"the sum of links is too {what}: {factor:g} times it tells p from q better"]
+    return []
 
 
 def _not_normalized(log_r_p: Tensor, log_r_q: Tensor) -> list[str]:

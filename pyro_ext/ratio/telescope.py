@@ -68,6 +68,7 @@ class TelescopingRatio(FittedRatio):
     Neighbours overlap. ``kl`` warns where a link's own divergence is beyond log of the number of
     samples; the sum of all links may well be. Each critic is asked about samples of p, of which
     those far down the chain have seen few: that is not in the standard error, so compare chains.
+    Where p and q overlap, ``kl`` also warns if a multiple of log r tells them apart better.
 
     Args:
         make_critic: Makes one critic, from ``(*batch, dim)`` to ``batch``.

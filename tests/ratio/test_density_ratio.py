@@ -177,6 +177,21 @@ def test_a_saturated_link_warns():
         chain.kl()
 
 
+def test_a_chain_of_mixtures_that_says_too_little_warns():
+    """Each link learns from few samples of p: it is calibrated, but says half of 6 nats."""
+    rho = (1 - math.exp(-2 * 6 / 10)) ** 0.5
+
+    def p(num):
+        x, noise = torch.randn(num, 10), torch.randn(num, 10)
+        return torch.cat([x, rho * x + math.sqrt(1 - rho**2) * noise], 1)
+
+    make = partial(pr.MLPCritic, 20, hidden=(32,), quadratic=True)
+    chain = pr.TelescopingRatio(make, num_ratios=4, bridge="mixture", optim=ADAM)
+    chain.fit(p, lambda num: torch.randn(num, 20), num_steps=200, seed=0)
+    with pytest.warns(pr.RatioWarning, match=r"the sum of links is too small: 1\.25 times"):
+        assert chain.kl().value < 4
+
+
 @pytest.mark.parametrize("num_ratios", [1, 4])
 def test_waymarks_begin_with_p_and_end_with_q(num_ratios):
     x_p, x_q = torch.randn(50, 3) + 9, torch.randn(50, 3)

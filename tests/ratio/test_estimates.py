@@ -117,6 +117,17 @@ def test_doubts(doubt):
     assert "doubtful" in str(found)
 
 
+@pytest.mark.parametrize(
+    ("factor", "doubts"),
+    [(1.0, []), (0.6, ["too small: 1.25 times"]), (1.6, ["too large: 0.8 times"])],
+)
+def test_links_whose_sum_is_off_by_a_factor(factor, doubts):
+    log_r_p, log_r_q = (factor * log_r for log_r in log_ratios(1.0))
+    found = kl_estimate(log_r_p, log_r_q, links=[(log_r_p / 9, log_r_q / 9)]).doubts
+    assert len(found) == len(doubts)
+    assert all(doubt in one for doubt, one in zip(doubts, found, strict=True))
+
+
 def test_unknown_method():
     with pytest.raises(ValueError, match=r"expected method to be one of .* Write: ratio\.kl"):
         kl_estimate(*log_ratios(0.5, num=10), method="exact")

@@ -96,9 +96,10 @@ class _Search:
         q: Map = normal
         found = self.judge(q)
         for family in families:
-            if isinstance(family, Flow) and found.leaves(self.bound(q)):
+            asked = only is not None
+            if isinstance(family, Flow) and (asked or found.leaves(self.bound(q))):
                 bent, other, text = self.bend(normal, family)
-                if self.gains(bent, q) and other.order <= found.order:
+                if asked or (self.gains(bent, q) and other.order <= found.order):
                     best, q, found = family, bent, other
                     why = f"{family}, {text}"
         modes = other_modes(self.density, normal, candidates, self.seed + 200)

@@ -1,5 +1,6 @@
 """Figures of the page of benchmarks."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def accuracy(cells: dict[str, Any], path: Path) -> None:
     fits = [
         (name.split("/"), value)
         for name, value in cells.items()
-        if name.count("/") == 4 and "failed" not in value
+        if name.count("/") == 4 and math.isfinite(value.get("mean_error", math.inf))
     ]
     posteriors = list(dict.fromkeys(parts[0] for parts, _ in fits))[::-1]
     figure, (left, right) = _panels(2, width=5.2, height=4.2)

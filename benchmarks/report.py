@@ -133,7 +133,10 @@ def _order(who: str, guide: str, loss: str) -> tuple[Any, ...]:
 
 
 def fits_of(cells: Cells) -> tuple[dict[Any, dict[str, Any]], dict[str, list[str]]]:
-    """Return fits by who, guide, loss and posterior; and the posteriors that a guide refuses."""
+    """Return fits by who, guide, loss and posterior; and the posteriors that a guide refuses.
+
+    A fit that ended in numbers that are not finite was not done in any time.
+    """
     fits: dict[Any, dict[str, Any]] = {}
     refused: dict[str, list[str]] = {}
     for name, value in cells.items():
@@ -143,7 +146,8 @@ def fits_of(cells: Cells) -> tuple[dict[Any, dict[str, Any]], dict[str, list[str
                 why = value["failed"].partition("\n")[0]
                 refused.setdefault(f"{who}'s {guide} ({why})", []).append(posterior)
             else:
-                fits.setdefault((who, guide, loss), {})[posterior] = value
+                lost = {} if math.isfinite(value["mean_error"]) else {"seconds": math.inf}
+                fits.setdefault((who, guide, loss), {})[posterior] = value | lost
     return fits, refused
 
 

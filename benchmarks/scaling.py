@@ -153,7 +153,7 @@ AXES = {
         AutoMultivariateNormal,
     ),
     "sites": Axis(
-        "a chain of scalar latents, Diagonal", sites, (1, 10, 50, 100, 200), 50, AutoNormal
+        "a chain of scalar latents, Diagonal", sites, (1, 10, 50, 100, 200), 200, AutoNormal
     ),
 }
 

@@ -203,6 +203,14 @@ def test_heavy_tails_make_errors_larger():
     torch.testing.assert_close(ratio, torch.tensor([heavy.inflation]))
 
 
+def test_draws_without_weight_may_overflow():
+    pool = pool_with(0.2)
+    far = torch.tensor([[math.inf], [1e300]])
+    more = Pool(torch.cat([pool.z, far]), torch.cat([pool.weights, torch.zeros(2)]), 0.2, 0.7, 0.0)
+    for found, expected in zip(more.moments(more.z), pool.moments(pool.z), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=0.0)  # S and the tail differ
+
+
 def test_answers_are_ordered_by_checks_then_errors_then_k_hat():
     def judged(k_hat, error, *, passed):
         check = Finding(passed, "a check")

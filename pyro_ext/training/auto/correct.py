@@ -194,6 +194,7 @@ class Pool:
             Mean, sd, the mean's standard error over the sd, and the sd's relative one.
         """
         w = self.weights.unsqueeze(-1)
+        values = torch.where(w > 0.0, values, 0.0)  # a draw without weight may have overflowed
         mean = (w * values).sum(0)
         square = (values - mean).square()
         variance = (w * square).sum(0)

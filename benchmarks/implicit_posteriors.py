@@ -32,8 +32,8 @@ from pyro_ext.families.implicit import Implicit
 
 __all__ = ["KINDS", "TARGETS", "cell", "distance", "main"]
 
-SEEDS = range(10, 20)
-STEPS = 1000
+SEEDS = range(20, 30)
+STEPS = 2000
 DRAWS = 5000
 Y = torch.tensor([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
 SIGMA = torch.tensor([0.8, 0.5, 0.8, 0.6, 0.5, 0.6, 0.5, 0.4])
@@ -222,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     results = Path("benchmarks/results/implicit_posteriors.json")
     parser.add_argument("--cells", type=Path, default=results)
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, from 10")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, from 20")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     cells, seeds = Cells(options.cells), SEEDS[: options.seeds]

@@ -11,6 +11,7 @@ from workloads import HIDDEN, LATENT, PIXELS, perceptron
 
 LOG_2PI = log(2 * pi)
 Step = Callable[[], float]
+Loss = tuple[Callable[[], Tensor], list[Tensor]]
 
 
 def normal(z: Tensor, loc: Tensor | float, scale: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def trained(loss: Callable[[], Tensor], params: list[Tensor]) -> Step:
     return step
 
 
-def vae(batch: int, num_particles: int) -> Step:
+def vae(batch: int, num_particles: int) -> Loss:
     decoder = perceptron(LATENT, HIDDEN, HIDDEN, PIXELS)
     encoder = nn.Sequential(perceptron(PIXELS, HIDDEN, HIDDEN), nn.Softplus())
     head = nn.Linear(HIDDEN, 2 * LATENT)
@@ -48,10 +49,10 @@ def vae(batch: int, num_particles: int) -> Step:
         return -(torch.logsumexp(log_p - log_q, 0) - log(num_particles)).sum()
 
     modules = (decoder, encoder, head)
-    return trained(loss, [p for module in modules for p in module.parameters()])
+    return loss, [p for module in modules for p in module.parameters()]
 
 
-def eight_schools() -> Step:
+def eight_schools() -> Loss:
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
     sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
     loc, raw = nn.Parameter(torch.zeros(10)), nn.Parameter(torch.full((10,), -2.0))
@@ -66,10 +67,10 @@ def eight_schools() -> Step:
         log_p = log_p + normal(z, 0.0, one).sum() + normal(y, mu + tau * z, sigma).sum()
         return log_q - log_p
 
-    return trained(loss, [loc, raw])
+    return loss, [loc, raw]
 
 
-def logistic() -> Step:
+def logistic() -> Loss:
     x = torch.randn(5_000, 50)
     t = (torch.rand(5_000) < 0.5).float()
     loc, raw = nn.Parameter(torch.zeros(50)), nn.Parameter(torch.full((50,), -2.0))
@@ -86,10 +87,10 @@ def logistic() -> Step:
         log_p = log_p - bce(logits, t.expand_as(logits), reduction="none").sum(-1)
         return (log_q - log_p).mean()
 
-    return trained(loss, [loc, raw, unit])
+    return loss, [loc, raw, unit]
 
 
-def local_latents() -> Step:
+def local_latents() -> Loss:
     x = torch.randn(10_000)
     loc, raw = nn.Parameter(torch.zeros(10_000)), nn.Parameter(torch.full((10_000,), -2.0))
     one = torch.tensor(1.0)
@@ -102,13 +103,19 @@ def local_latents() -> Step:
         log_p = normal(z, 0.0, one).sum() + normal(x[rows], z, one).sum()
         return (10_000 / 256) * (log_q - log_p)
 
-    return trained(loss, [loc, raw])
+    return loss, [loc, raw]
 
 
-HANDWRITTEN: dict[str, Callable[[], Step]] = {
+LOSSES: dict[str, Callable[[], Loss]] = {
     "W1": lambda: vae(100, 1),
     "W2": lambda: vae(20, 50),
     "W3": eight_schools,
     "W4": logistic,
     "W5": local_latents,
 }
+
+
+def handwritten(name: str, *, compile: bool = False) -> Step:
+    """Return the step of a workload, its loss run by ``torch.compile`` or as it is."""
+    loss, params = LOSSES[name]()
+    return trained(torch.compile(loss) if compile else loss, params)

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.infer import SVI, RenyiELBO, Trace_ELBO
+from pyro.infer import SVI, JitTrace_ELBO, RenyiELBO, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import nn
 from workloads import HIDDEN, LATENT, PIXELS, WORKLOADS, Workload, perceptron
@@ -35,18 +35,17 @@ def vae(name: str, loss: Any) -> Step:
     return own(WORKLOADS[name](), guide, loss)
 
 
-def eight_schools() -> Step:
+def eight_schools(loss: Any) -> Step:
     work = WORKLOADS["W3"]()
-    return own(work, AutoNormal(work.model), Trace_ELBO())
+    return own(work, AutoNormal(work.model), loss)
 
 
-def logistic() -> Step:
+def logistic(loss: Any) -> Step:
     work = WORKLOADS["W4"]()
-    loss = Trace_ELBO(num_particles=10, vectorize_particles=True, max_plate_nesting=1)
     return own(work, AutoMultivariateNormal(work.model), loss)
 
 
-def local_latents() -> Step:
+def local_latents(loss: Any) -> Step:
     work = WORKLOADS["W5"]()
 
     def guide(x):
@@ -57,16 +56,37 @@ def local_latents() -> Step:
         with pyro.plate("data", len(x), subsample_size=256) as rows:
             pyro.sample("z", dist.Normal(loc[rows], scale[rows]))
 
-    return own(work, guide, Trace_ELBO())
+    return own(work, guide, loss)
+
+
+MANY = {"num_particles": 10, "vectorize_particles": True, "max_plate_nesting": 1}
+
+
+def alone(build: Callable[[], Step]) -> Step:
+    """Return a step with a parameter store of its own: the JIT wants the modules' very tensors."""
+    store = pyro.get_param_store()
+    with store.scope() as state:
+        step = build()
+
+    def run() -> float:
+        with store.scope(state):
+            return step()
+
+    return run
 
 
 PYRO_OWN: dict[str, Callable[[], Step]] = {
     "W1": lambda: vae("W1", Trace_ELBO()),
-    "W2": lambda: vae(
-        "W2",
-        RenyiELBO(alpha=0.0, num_particles=50, vectorize_particles=True, max_plate_nesting=1),
-    ),
-    "W3": eight_schools,
-    "W4": logistic,
-    "W5": local_latents,
+    "W2": lambda: vae("W2", RenyiELBO(alpha=0.0, **MANY | {"num_particles": 50})),
+    "W3": lambda: eight_schools(Trace_ELBO()),
+    "W4": lambda: logistic(Trace_ELBO(**MANY)),
+    "W5": lambda: local_latents(Trace_ELBO()),
 }
+
+PYRO_JIT: dict[str, Callable[[], Step]] = {
+    "W1": lambda: alone(lambda: vae("W1", JitTrace_ELBO(ignore_jit_warnings=True))),
+    "W3": lambda: alone(lambda: eight_schools(JitTrace_ELBO(ignore_jit_warnings=True))),
+    "W4": lambda: alone(lambda: logistic(JitTrace_ELBO(**MANY, ignore_jit_warnings=True))),
+    "W5": lambda: alone(lambda: local_latents(JitTrace_ELBO(ignore_jit_warnings=True))),
+}
+"""Pyro's K-sample bound has no compiled form."""

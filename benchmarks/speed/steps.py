@@ -1,5 +1,7 @@
 """Time of one training step, against hand-written torch, Pyro's own SVI and NumPyro.
 
+Hand-written torch and Pyro's own SVI also come compiled, by ``torch.compile`` and Pyro's JIT.
+
 ``python benchmarks/speed/steps.py`` runs all variants in turn, round by round, on one core, and
 prints ratios to the hand-written step, with ``--out`` as Markdown and JSON. NumPyro is compared if
 ``--numpyro`` names a Python that has it.
@@ -21,9 +23,9 @@ from typing import Any
 
 import pyro
 import torch
-from handwritten import HANDWRITTEN
+from handwritten import handwritten
 from pyro.infer import SVI
-from pyro_own import PYRO_OWN
+from pyro_own import PYRO_JIT, PYRO_OWN
 from workloads import WORKLOADS
 
 import pyro_ext as px
@@ -58,10 +60,13 @@ def adam(params: list[torch.Tensor]) -> torch.optim.Optimizer:
 def variants(name: str, numpyro: Any) -> tuple[dict[str, Callable[[int], float]], float]:
     """Return functions from a number of steps to seconds per step, and seconds to compile."""
     pyro.clear_param_store()
-    made: dict[str, Callable[[int], float]] = {"hand-written": timed(times(HANDWRITTEN[name]()))}
+    made: dict[str, Callable[[int], float]] = {"hand-written": timed(times(handwritten(name)))}
+    made["torch.compile"] = timed(times(handwritten(name, compile=True)))
     plain = WORKLOADS[name]()
     svi = SVI(plain.model, plain.guide, pyro.optim.Adam({"lr": 1e-3}), plain.loss)
     made["Pyro's own"] = timed(times(PYRO_OWN[name]()))
+    if name in PYRO_JIT:
+        made["Pyro's JIT"] = timed(times(PYRO_JIT[name]()))
     made["Pyro SVI"] = timed(times(lambda: svi.step(*plain.args)))
     other = WORKLOADS[name]()
     eager = px.CompiledSVI(other.model, other.guide, adam, other.loss, compile=False)

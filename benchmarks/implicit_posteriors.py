@@ -7,6 +7,7 @@ is not nearer than half the mean distance of full covariance. Settings were chos
 `benchmarks/results/implicit_posteriors.json`:
 
     python benchmarks/implicit_posteriors.py
+    python benchmarks/implicit_posteriors.py --steps 2000 --first 20
 """
 
 import argparse
@@ -32,8 +33,6 @@ from pyro_ext.families.implicit import Implicit
 
 __all__ = ["KINDS", "TARGETS", "cell", "distance", "main"]
 
-SEEDS = range(20, 30)
-STEPS = 2000
 DRAWS = 5000
 Y = torch.tensor([2.8, 0.8, -0.3, 0.7, -0.1, 0.1, 1.8, 1.2])
 SIGMA = torch.tensor([0.8, 0.5, 0.8, 0.6, 0.5, 0.6, 0.5, 0.4])
@@ -133,7 +132,7 @@ def to_learn(target: str, num: int = 200_000) -> tuple[float, float]:
     return float(to_prior), float(to_prior + (log_prior - moments.log_prob(z)).mean())
 
 
-def draws_of(target: str, kind: str, seed: int) -> Tensor:
+def draws_of(target: str, kind: str, seed: int, steps: int) -> Tensor:
     """Return draws of a fitted guide, shape ``(DRAWS, dim)``."""
     pyro.set_rng_seed(seed)
     model = TARGETS[target][0]
@@ -155,24 +154,29 @@ def draws_of(target: str, kind: str, seed: int) -> Tensor:
     adam = partial(torch.optim.Adam, lr=rate, betas=(0.5, 0.999))
 
     def cosine(optimizer: torch.optim.Optimizer) -> Any:
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
     run = px.fit(
-        model, guide, loss, optim=adam, schedule=cosine, num_steps=STEPS, seed=seed, progress=False
+        model, guide, loss, optim=adam, schedule=cosine, num_steps=steps, seed=seed, progress=False
     )
     return torch.cat([value.reshape(DRAWS, -1) for value in run.sample(DRAWS).values()], 1)
 
 
-def cell(target: str, kind: str, seed: int) -> dict[str, float]:
+def cell(target: str, kind: str, seed: int, steps: int) -> dict[str, float]:
     """Return the distance of a fitted guide to exact draws, and the processor time of the fit."""
     start = cpu_seconds()
-    x = draws_of(target, kind, seed)
+    x = draws_of(target, kind, seed, steps)
     seconds = cpu_seconds() - start
     torch.manual_seed(1000 + seed)
     return {"distance": distance(x, TARGETS[target][1](DRAWS)), "cpu s": seconds}
 
 
-def draw(path: Path) -> None:
+def name(target: str, kind: str, seed: int, steps: int) -> str:
+    """Return the name that a result is kept under."""
+    return f"{target}, {kind}, {steps} steps, seed {seed}"
+
+
+def draw(path: Path, seed: int, steps: int) -> None:
     """Draw two coordinates of exact draws and of each guide's, first seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -182,7 +186,7 @@ def draw(path: Path) -> None:
     every = figure.subplots(len(TARGETS), 1 + len(KINDS))
     for axes, (target, (_, exact)) in zip(every, TARGETS.items(), strict=True):
         for one, kind in zip(axes, ("exact", *KINDS), strict=True):
-            z = exact(DRAWS) if kind == "exact" else draws_of(target, kind, SEEDS[0])
+            z = exact(DRAWS) if kind == "exact" else draws_of(target, kind, seed, steps)
             first, second = (1, 2) if target == "eight schools" else (0, 1)
             one.plot(z[:1500, first], z[:1500, second], ".", markersize=2, alpha=0.5)
             one.set_title(f"{target}: {kind}", fontsize=10)
@@ -190,7 +194,7 @@ def draw(path: Path) -> None:
     figure.savefig(path, dpi=90)
 
 
-def table(cells: Cells, seeds: Sequence[int]) -> list[str]:
+def table(cells: Cells, seeds: Sequence[int], steps: int) -> list[str]:
     """Return a Markdown table: mean and standard deviation over seeds, and failed runs."""
     names = ["target", "exact draws", KINDS[0], *(f"{kind} | failed" for kind in KINDS[1:])]
     names += ["KL to prior, to moments", "CPU s a run"]
@@ -199,7 +203,7 @@ def table(cells: Cells, seeds: Sequence[int]) -> list[str]:
         torch.manual_seed(0)
         floor = statistics.mean(distance(exact(DRAWS), exact(DRAWS)) for _ in range(10))
         found = {
-            kind: [cells.known[f"{target}, {kind}, seed {seed}"] for seed in seeds]
+            kind: [cells.known[name(target, kind, seed, steps)] for seed in seeds]
             for kind in KINDS
         }
         texts, half = [target, f"{floor:.3f}"], math.inf
@@ -222,17 +226,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     results = Path("benchmarks/results/implicit_posteriors.json")
     parser.add_argument("--cells", type=Path, default=results)
-    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="how many, from 20")
+    parser.add_argument("--first", type=int, default=10, help="the first seed")
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
-    cells, seeds = Cells(options.cells), SEEDS[: options.seeds]
+    cells, steps = Cells(options.cells), options.steps
+    seeds = range(options.first, options.first + options.seeds)
     for seed in seeds:
         for target in TARGETS:
             for kind in KINDS:
-                cells.get(f"{target}, {kind}, seed {seed}", partial(cell, target, kind, seed))
-    print("\n".join(table(cells, seeds)))
+                what = (target, kind, seed, steps)
+                cells.get(name(*what), partial(cell, *what))
+    print("\n".join(table(cells, seeds, steps)))
     if options.figure:
-        draw(options.figure)
+        draw(options.figure, seeds[0], steps)
 
 
 if __name__ == "__main__":

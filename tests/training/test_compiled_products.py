@@ -56,12 +56,30 @@ def test_small_and_double_products_stay(chosen, size, dtype):
     assert products.with_faster_products(graph) is graph
 
 
+@pytest.mark.parametrize("gain", [2.0, 1.0])
+def test_the_trial_is_in_single_precision_whatever_the_default(monkeypatch, gain):
+    seen = []
+
+    def seconds(product, left, right):
+        seen.append(product(left, right))
+        return 1.0 if product is products.onednn_product else gain
+
+    monkeypatch.setattr(products, "_seconds", seconds)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert products._faster.__wrapped__(1) == (gain > 1.2)
+    finally:
+        torch.set_default_dtype(before)
+    assert [one.dtype for one in seen] == [torch.float32] * 2
+    torch.testing.assert_close(seen[0], seen[1])
+
+
 def test_nothing_changes_where_the_default_is_as_fast(monkeypatch):
-    monkeypatch.setattr(products, "_seconds", lambda product, left, right: 1.0)
-    products._faster.cache_clear()
+    monkeypatch.setattr(products, "_faster", lambda threads: False)
     graph = recorded(torch.randn(128, 64), torch.randn(64, 128))
     assert products.with_faster_products(graph) is graph
-    products._faster.cache_clear()
 
 
 @pytest.mark.slow

@@ -51,8 +51,8 @@ def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> Iterator[
     .. math:: \nabla_\phi \mathcal{L} = \mathbb{E}_\varepsilon\!\left[
         \nabla_z\!\left(\log p(x, z) - \log q_\phi(z)\right) \nabla_\phi z_\phi(\varepsilon)\right]
 
-    A round whose gain, on draws held out, is within three standard errors is taken back, and the
-    last. Parameters want gradients within a round alone.
+    A round whose gain, on draws held out, is within three standard errors is taken back and ends
+    the climb; the caller may end it sooner. Parameters want gradients within a round alone.
 
     Args:
         density: The target.

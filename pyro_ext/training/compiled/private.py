@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 __all__ = [
     "TESTED_TORCH",
     "add_lowering",
+    "add_operator",
     "add_product_lowering",
     "compile_graph",
     "flatten",
@@ -31,6 +32,8 @@ TESTED_TORCH = ("2.13",)
 """Versions whose private interfaces are known; others run eagerly."""
 
 Flat = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+_LIBRARIES: list[torch.library.Library] = []  # an operator lives as long as its library
 
 
 @cache
@@ -76,6 +79,21 @@ def once(scalar: Tensor) -> Tensor:
     """Return a scalar that a compiled graph computes once, not in the loop that reads it."""
     kept: Tensor = storing()(scalar)
     return kept
+
+
+def add_operator(schema: str, kernels: dict[str, Callable[..., Tensor]]) -> Any:
+    """Return a new operator of torch.
+
+    Args:
+        schema: Its name, arguments and result.
+        kernels: What computes it, by dispatch key.
+    """
+    library = torch.library.Library("pyro_ext", "FRAGMENT")
+    name = library.define(schema)
+    for key, kernel in kernels.items():
+        library.impl(name, kernel, key)
+    _LIBRARIES.append(library)
+    return getattr(torch.ops.pyro_ext, name).default
 
 
 def add_lowering(operator: Any, formula: Callable[[Any, Any], Any]) -> None:

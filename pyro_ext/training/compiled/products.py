@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_ext.training.compiled.private import add_product_lowering, onednn_product
+from pyro_ext.training.compiled.private import (
+    add_operator,
+    add_product_lowering,
+    onednn_product,
+)
 
 __all__ = ["with_faster_products"]
 
@@ -49,17 +53,15 @@ def _large(node: Node) -> bool:
     return left.dtype is torch.float32 and size >= _SMALLEST
 
 
-def _product(call: Any, left: Node, right: Node) -> Node:
+def _product(call: Callable[..., Node], left: Node, right: Node) -> Node:
     """Return the product, of the transposed matrices where oneDNN would have to copy the first."""
     a, b = _value(left), _value(right)
     columns = [matrix.stride(1) != 1 for matrix in (a, b)]
     longer = a.shape[0] > b.shape[1] and a.shape[1] >= _LONG
     if columns[0] and (columns[1] or longer):
         flipped = (call(_aten.t.default, (right,)), call(_aten.t.default, (left,)))
-        found: Node = call(_aten.t.default, (call(_operator(), flipped),))
-    else:
-        found = call(_operator(), (left, right))
-    return found
+        return call(_aten.t.default, (call(_operator(), flipped),))
+    return call(_operator(), (left, right))
 
 
 def _value(node: Any) -> Tensor:
@@ -70,10 +72,10 @@ def _value(node: Any) -> Tensor:
 
 @cache
 def _faster(threads: int) -> bool:
-    """Tell whether oneDNN is faster than MKL on this machine; both are tried once in a process."""
+    """Tell whether oneDNN is faster than MKL here with so many threads; both are tried once."""
     if not torch.backends.mkldnn.is_available():
         return False
-    left, right = torch.ones(512, 256), torch.ones(256, 512)
+    left, right = (torch.ones(512, 512, dtype=torch.float32, device="cpu") for _ in range(2))
     with torch.no_grad():
         ours, theirs = (_seconds(f, left, right) for f in (onednn_product, torch.mm))
     return theirs > _GAIN * ours
@@ -89,15 +91,9 @@ def _seconds(product: Callable[[Tensor, Tensor], Tensor], left: Tensor, right: T
 
 
 @cache
-def _library() -> torch.library.Library:
-    library = torch.library.Library("pyro_ext", "FRAGMENT")
-    library.define("product(Tensor left, Tensor right) -> Tensor")
-    library.impl("product", onednn_product, "CPU")
-    library.impl("product", lambda a, b: a.new_empty(a.shape[0], b.shape[1]), "Meta")
-    add_product_lowering(torch.ops.pyro_ext.product.default)
-    return library
-
-
 def _operator() -> Any:
-    _library()
-    return torch.ops.pyro_ext.product.default
+    """Return the operator, which compiled code computes by a call of oneDNN."""
+    kernels = {"CPU": onednn_product, "Meta": lambda a, b: a.new_empty(a.shape[0], b.shape[1])}
+    operator = add_operator("product(Tensor left, Tensor right) -> Tensor", kernels)
+    add_product_lowering(operator)
+    return operator

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_ext.training.compiled.private import add_lowering
+from pyro_ext.training.compiled.private import add_lowering, add_operator
 
 __all__ = ["cheapen_softplus"]
 
@@ -76,18 +76,12 @@ def _single(x: Any) -> bool:
 
 
 @cache
-def _library() -> torch.library.Library:
-    library = torch.library.Library("pyro_ext", "FRAGMENT")
-    library.define("log1p_exp_neg_abs(Tensor x) -> Tensor")
-    library.impl("log1p_exp_neg_abs", _exact, "CompositeExplicitAutograd")
-    add_lowering(torch.ops.pyro_ext.log1p_exp_neg_abs.default, _polynomial)
-    return library
-
-
 def _operator() -> Any:
     """Return the operator, which compiled code computes by the polynomial."""
-    _library()
-    return torch.ops.pyro_ext.log1p_exp_neg_abs.default
+    kernels = {"CompositeExplicitAutograd": _exact}
+    operator = add_operator("log1p_exp_neg_abs(Tensor x) -> Tensor", kernels)
+    add_lowering(operator, _polynomial)
+    return operator
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -194,8 +194,8 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
         axes.set_title(name, fontsize=10)
         axes.set_xlabel(chosen[0])
     drawn = np.concatenate([_columns(tree, chosen, _MAX_POINTS) for tree in trees.values()], 1)
-    most = np.quantile(drawn, (0.01, 0.99), axis=1).T  # one draw far out would squash the rest
-    first, second = most if behind is None else _columns(behind, chosen)
+    main = drawn if behind is None else _columns(behind, chosen)
+    first, second = np.quantile(main, (0.01, 0.99), axis=1).T  # one draw far out squashes the rest
     keep_close(grid[0], "x", first, drawn[0])
     keep_close(grid[0], "y", second, drawn[1])
     grid[0].set_ylabel(chosen[1])

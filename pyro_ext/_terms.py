@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro.distributions.util import broadcast_shape
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -81,7 +82,8 @@ class _Layout:
         inner = shape[total - nesting - 1] if particles.inner > 1 else 1
         plates = tuple(map(max, shape[total - nesting :], sizes))
         log_prob = log_prob.reshape((outer, inner, *shape[total - nesting :]))
-        log_prob = log_prob.expand(outer, inner, *plates)
+        if log_prob.shape[2:] != plates:
+            log_prob = log_prob.expand(outer, inner, *plates)
         dropped = [2 + axis for axis in range(nesting) if axis not in self.kept]
         return log_prob.sum(dropped) if dropped else log_prob
 
@@ -225,7 +227,7 @@ def _term(
     scored = [site for site in guide_sites if is_random(site) and not site["fn"].has_rsample]
     log_q_score = _total(scored, [1.0] * len(scored), layout)
     parts = [part for part in (log_p, log_q, log_q_score) if part is not None]
-    shape = torch.broadcast_shapes(*(part.shape for part in parts))
+    shape = broadcast_shape(*(part.shape for part in parts))
     inner = particles.inner if home is not None or not structure.local else 1
     if shape[1] > inner:
         raise RuntimeError(
@@ -237,7 +239,8 @@ def _term(
     zero = parts[0].new_zeros(())
 
     def arranged(part: Tensor | None) -> Tensor:
-        part = (zero if part is None else part).expand(sizes)
+        part = zero if part is None else part
+        part = part if part.shape == sizes else part.expand(sizes)
         return part.squeeze(0) if particles.outer == 1 else part.movedim(1, 0)
 
     log_strata, outer_strata = _strata(origins, names, layout)
@@ -274,23 +277,27 @@ def _strata(
     return inner, outer
 
 
-def _sizes(site: Any, layout: _Layout) -> list[int]:
+def _sizes(site: Any, layout: _Layout) -> tuple[int, ...]:
     """Return the size of each plate dim of a site."""
     sizes = [1] * layout.nesting
     for frame in plate_frames(site):
         sizes[frame.dim] = frame.size
-    return sizes
+    return tuple(sizes)
 
 
 def _total(sites: list[Any], factors: list[Any], layout: _Layout) -> Tensor | None:
-    total: Tensor | None = None
+    alike: dict[Any, Tensor] = {}  # sites of one shape are added up before they are arranged
     for site, factor in zip(sites, factors, strict=True):
         log_prob = site_log_prob(site)
         lead = max(log_prob.dim() - layout.nesting, 0)
         check_shape(site, log_prob.shape, min(lead, layout.particles.count_dims))
         if isinstance(factor, Tensor) or factor != 1:
             log_prob = log_prob * factor
-        part = layout.collect(log_prob, _sizes(site, layout))
+        key = log_prob.shape, _sizes(site, layout)
+        alike[key] = alike[key] + log_prob if key in alike else log_prob
+    total: Tensor | None = None
+    for (_, sizes), log_prob in alike.items():
+        part = layout.collect(log_prob, sizes)
         total = part if total is None else total + part
     return total
 

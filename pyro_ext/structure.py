@@ -6,7 +6,8 @@ from typing import Any
 
 import pyro.distributions as dist
 from pyro.poutine import Trace
-from pyro.poutine.plate_messenger import PlateMessenger
+from pyro.poutine.broadcast_messenger import BroadcastMessenger
+from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -58,8 +59,11 @@ class Structure:
         return None
 
 
-class ParticlePlate(PlateMessenger):
-    """A plate of particles; with ``inside`` it holds only sites in the named plates."""
+class ParticlePlate(IndepMessenger):
+    """A plate of particles; with ``inside`` it holds only sites in the named plates.
+
+    Unlike ``pyro.plate`` it has no subsample to draw.
+    """
 
     def __init__(self, label: str, size: int, dim: int, inside: frozenset[str] | None) -> None:
         super().__init__(f"{_PREFIX}_{label}", size, dim=dim)
@@ -68,6 +72,7 @@ class ParticlePlate(PlateMessenger):
     def _process_message(self, msg: Any) -> None:
         if self.inside is None or any(f.name in self.inside for f in msg["cond_indep_stack"]):
             super()._process_message(msg)
+            BroadcastMessenger._pyro_sample(msg)
 
 
 def sample_sites(trace: Trace) -> Iterable[tuple[str, Any]]:

@@ -1,10 +1,23 @@
-"""Statistical assertions whose tolerance is a false-alarm rate, not a number that fitted."""
+"""Statistical assertions whose tolerance is a false-alarm rate, and where noise comes from."""
 
 import torch
 from scipy.stats import t as student
 from torch import Tensor
 
-__all__ = ["TEST_FAILURE_RATE", "assert_at_most", "assert_mean", "assert_paired_mean"]
+__all__ = [
+    "STANDARD_NORMALS",
+    "TEST_FAILURE_RATE",
+    "assert_at_most",
+    "assert_mean",
+    "assert_paired_mean",
+]
+
+STANDARD_NORMALS = (
+    "torch.randn",
+    "torch.distributions.normal._standard_normal",
+    "torch.distributions.multivariate_normal._standard_normal",
+)
+"""Where the noise of normal draws comes from, for a test that deals it out itself."""
 
 TEST_FAILURE_RATE = 1e-6
 """Chance that a correct implementation fails one call of an assertion below."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_ext.families._fixed import fixed_normal
 
-__all__ = ["check_context", "initial_context", "join_context", "zero_last"]
+__all__ = ["average_last", "check_context", "initial_context", "join_context", "zero_last"]
 
 
 def check_context(owner: str, context: int) -> None:
@@ -38,3 +38,26 @@ def zero_last(layers: Any) -> None:
     last: nn.Module = layers[-1]
     for param in last.parameters():
         nn.init.zeros_(param)
+
+
+class _Averaged(nn.Module):
+    """An activation, divided by the number of units."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, units: Tensor) -> Tensor:
+        """Return the activation of each unit by their number."""
+        active: Tensor = self.activation(units)
+        return active / active.shape[-1]
+
+
+def average_last(layers: Any) -> None:
+    """Let the last of some layers average its inputs where it summed them.
+
+    Adam moves each weight by about the learning rate, so that a sum of n units moves n times as
+    fast as a parameter does. An average moves as fast, at any width.
+    """
+    if len(layers) > 1:
+        layers[-2] = _Averaged(layers[-2])

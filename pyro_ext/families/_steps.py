@@ -31,6 +31,7 @@ class LayerSpec:
         context: Size of the context; 0 for none.
         hidden: Widths of hidden layers.
         num_bins: Bins of a spline.
+        averaged: Whether the last layer of a network averages its inputs or sums them.
     """
 
     dim: int
@@ -38,3 +39,4 @@ class LayerSpec:
     context: int
     hidden: tuple[int, ...]
     num_bins: int
+    averaged: bool

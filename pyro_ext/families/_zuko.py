@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_ext.families._context import zero_last
+from pyro_ext.families._context import average_last, zero_last
 from pyro_ext.families._steps import LayerSpec, Step
 
 __all__ = ["ZukoLayer"]
@@ -73,6 +73,8 @@ class ZukoLayer(nn.Module):
             lazy = zuko.flows.GeneralCouplingTransform(mask=mask, **options)
         if hasattr(lazy, "hyper"):
             zero_last(lazy.hyper)
+            if spec.averaged:
+                average_last(lazy.hyper)
         else:
             for param in lazy.parameters():
                 nn.init.zeros_(param)

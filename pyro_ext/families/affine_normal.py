@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from pyro.distributions import TorchDistribution
+from pyro.distributions.util import broadcast_shape
 from torch import Size, Tensor
 from torch.distributions import constraints
 
@@ -83,7 +84,7 @@ class AffineNormal(TorchDistribution):
         self.loc, self.linear = loc, linear
         self.transform = Affine(loc, linear)
         self._own: OwnDraw | None = None
-        batch_shape = torch.broadcast_shapes(loc.shape[:-1], linear.batch_shape)
+        batch_shape = Size(broadcast_shape(loc.shape[:-1], linear.batch_shape))
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "AffineNormal":

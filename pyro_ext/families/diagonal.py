@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from torch.distributions import Distribution
 from pyro_ext.families.affine import Affine
 from pyro_ext.families.family import Family, inverse_positive, positive
 from pyro_ext.families.linear_map import Scale
+from pyro_ext.families.normal import Normal
 
 __all__ = ["Diagonal", "normal_quantile"]
 
@@ -72,7 +72,7 @@ class Diagonal(Family):
             network: None.
         """
         loc, raw = params.split([dim, dim], dim=-1)
-        return dist.Normal(loc, positive(raw)).to_event(1)
+        return Normal(loc, positive(raw)).to_event(1)
 
     def transform(
         self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None

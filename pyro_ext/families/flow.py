@@ -61,6 +61,9 @@ class Flow(Family):
         context: Size of c.
         hidden: Widths of the hidden layers of each network.
         num_bins: Bins of a spline.
+        averaged: Whether the last layer of a network averages its inputs, so that a step of Adam
+            moves a transform about as far as a parameter. A sum moves it ``hidden[-1]`` times as
+            far: it learns faster at rates of some thousandths, and runs away at larger ones.
 
     Raises:
         ValueError: If a name is unknown, the base is no affine map of normal noise, or a size is
@@ -100,6 +103,7 @@ class Flow(Family):
     context: int = 0
     hidden: Sequence[int] = (64, 64)
     num_bins: int = 8
+    averaged: bool = True
 
     def __post_init__(self) -> None:
         """Check names, base and sizes."""
@@ -142,7 +146,7 @@ class Flow(Family):
         names = self._names
         default = _NUM_TRANSFORMS if isinstance(self.kind, str) else len(names)
         specs = (
-            LayerSpec(dim, index, self.context, tuple(self.hidden), self.num_bins)
+            LayerSpec(dim, index, self.context, tuple(self.hidden), self.num_bins, self.averaged)
             for index in range(self.num_transforms or default)
         )
         return nn.ModuleList(KINDS[names[s.index % len(names)]].layer(s) for s in specs)

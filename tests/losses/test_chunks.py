@@ -9,6 +9,7 @@ import torch
 from cases import LOSSES
 
 import pyro_ext as px
+from helpers import STANDARD_NORMALS
 from pyro_ext.testing import NormalLocal
 
 X = torch.tensor([[0.3, -1.0], [1.2, 0.4], [-0.5, 0.9]])
@@ -69,11 +70,8 @@ def deal_noise(patch, particles):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         deck = Deck(particles)
-    for module in ("normal", "multivariate_normal"):
-        patch.setattr(
-            f"torch.distributions.{module}._standard_normal",
-            lambda shape, **options: deck.deal("randn", tuple(shape), 2),
-        )
+    for name in STANDARD_NORMALS:
+        patch.setattr(name, lambda shape, **options: deck.deal("randn", tuple(shape), 2))
     patch.setattr(torch, "bernoulli", lambda p: (deck.deal("rand", tuple(p.shape), 1) < p).to(p))
 
 

@@ -21,7 +21,12 @@ import pyro_ext as px
 from pyro_ext.minibatch import _ACTIVE
 from pyro_ext.training.session import Session
 
-STANDARD_NORMAL = torch.distributions.normal._standard_normal
+RANDN = torch.randn
+NOISE_SOURCES = [
+    (torch, "randn"),
+    (torch.distributions.normal, "_standard_normal"),
+    (torch.distributions.multivariate_normal, "_standard_normal"),
+]
 N, K = 12, 7
 X = torch.linspace(-2, 3, N, dtype=torch.float64)
 
@@ -80,31 +85,31 @@ class NoiseOfRows:
         active, shape = _ACTIVE.get(), list(shape)
         rows = None if active is None else active.indices
         if rows is None or len(rows) not in shape:
-            return torch.randn(shape, generator=generator, dtype=dtype)
+            return RANDN(shape, generator=generator, dtype=dtype)
         place = shape.index(len(rows))
         shape[place] = active.size
-        return torch.randn(shape, generator=generator, dtype=dtype).index_select(place, rows)
+        return RANDN(shape, generator=generator, dtype=dtype).index_select(place, rows)
 
 
 @contextmanager
 def fixed_noise():
     """Within this context noise belongs to rows, the same at the same step of each fit."""
     noise, train = NoiseOfRows(), Session.train
-    modules = torch.distributions.normal, torch.distributions.multivariate_normal
 
     def train_from_the_first(session):
         noise.calls = 0
         train(session)
 
     Session.train = train_from_the_first
-    for module in modules:
-        module._standard_normal = noise
+    before = [getattr(module, name) for module, name in NOISE_SOURCES]
+    for module, name in NOISE_SOURCES:
+        setattr(module, name, noise)
     try:
         yield
     finally:
         Session.train = train
-        for module in modules:
-            module._standard_normal = STANDARD_NORMAL
+        for (module, name), source in zip(NOISE_SOURCES, before, strict=True):
+            setattr(module, name, source)
 
 
 def fit(guide="amortized", loss="ELBO", batch="batches of 8", *, model=None, **options):

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Adam
 
 import pyro_ext as px
+from helpers import STANDARD_NORMALS
 
 N = 6
 GLOBAL, LOCAL = ("mu",), ("z",)
@@ -168,15 +169,18 @@ def test_diagnostics_make_nothing_elsewhere(name):
 # ---------------------------------------------------------------------- a GPU
 
 
-def drawn_on_the_cpu(shape, dtype, device):
-    return torch.randn(shape, dtype=dtype, device="cpu").to(device)
+RANDN = torch.randn
+
+
+def drawn_on_the_cpu(*shape, dtype=None, device=None):
+    return RANDN(*shape, dtype=dtype, device="cpu").to(device)
 
 
 def results(source, family, loss, device, monkeypatch):
     """Loss, gradients and five steps of a fit, from noise that is the same on each device."""
     with monkeypatch.context() as patch:
-        for module in ("normal", "multivariate_normal"):
-            patch.setattr(f"torch.distributions.{module}._standard_normal", drawn_on_the_cpu)
+        for name in STANDARD_NORMALS:
+            patch.setattr(name, drawn_on_the_cpu)
         pyro.set_rng_seed(3)
         model, guide = pair_of(source, family)
         model.to(device)

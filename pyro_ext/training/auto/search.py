@@ -46,7 +46,8 @@ def ladder(dim: int) -> tuple[Family, ...]:
         return (Diagonal(),)
     if dim > MAX_DENSE:
         return (Diagonal(), LowRank(rank=_RANK))
-    flow = Flow("realnvp", base=FullCovariance(), num_transforms=6, hidden=(32, 32))
+    shape: Any = {"num_transforms": 6, "hidden": (32, 32), "averaged": False}
+    flow = Flow("realnvp", base=FullCovariance(), **shape)
     return (Diagonal(), FullCovariance(), flow)
 
 

@@ -1,0 +1,48 @@
+"""The mean-field normal scores its own draws by their noise, and anything else as torch does."""
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+from pyro_ext.families.normal import Normal
+
+
+@pytest.fixture
+def params():
+    torch.manual_seed(0)
+    loc = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    raw = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    return loc, raw
+
+
+def both(params, draw):
+    """Log density of a draw, and its gradients, by this class and by torch's."""
+    found = []
+    for kind in (Normal, dist.Normal):
+        torch.manual_seed(1)
+        q = kind(params[0], params[1].exp()).expand([3, 4])
+        z = draw(q)
+        log_q = q.log_prob(z)
+        value = (log_q + z.sin()).sum()
+        found.append([z, log_q, *torch.autograd.grad(value, params)])
+    return found
+
+
+@pytest.mark.parametrize(
+    "keep", [lambda z: z, torch.clone, torch.detach], ids=lambda f: f.__name__
+)
+def test_value_and_total_gradient_are_those_of_torch(params, keep):
+    own, torchs = both(params, lambda q: keep(q.rsample()))
+    assert torch.equal(own[0], torchs[0])
+    for mine, theirs in zip(own, torchs, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_draw_without_gradient_keeps_the_score(params):
+    def draw(q):
+        with torch.no_grad():
+            return q.rsample()
+
+    own, torchs = both(params, draw)
+    torch.testing.assert_close(own, torchs, rtol=1e-12, atol=1e-12)
+    assert own[2].abs().min() > 0

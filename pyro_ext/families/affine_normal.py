@@ -1,7 +1,7 @@
 """The normal distribution of z = μ + S ε."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -30,13 +30,24 @@ class OwnDraw:
     value: Tensor
     log_prob: Tensor
     recorded: bool
+    version: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Note how often the draw was changed in place so far."""
+        object.__setattr__(self, "version", _version(self.value))
 
     def scores(self, value: Tensor) -> bool:
-        """Tell whether a value is this very draw.
+        """Tell whether a value is this very draw, not changed in place since.
 
         A draw that recorded no gradient has a density without the gradient of the score.
         """
-        return value is self.value and self.recorded >= torch.is_grad_enabled()
+        same = value is self.value and _version(value) == self.version
+        return same and self.recorded >= torch.is_grad_enabled()
+
+
+def _version(value: Tensor) -> int:
+    """Return how often a tensor was changed in place, which inference mode does not count."""
+    return -1 if value.is_inference() else value._version
 
 
 def standard_normal_log_prob(noise: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:

@@ -4,6 +4,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+import pyro_ext as px
 from pyro_ext.families.normal import Normal
 
 
@@ -46,3 +47,28 @@ def test_draw_without_gradient_keeps_the_score(params):
     own, torchs = both(params, draw)
     torch.testing.assert_close(own, torchs, rtol=1e-12, atol=1e-12)
     assert own[2].abs().min() > 0
+
+
+FAMILIES = [px.Diagonal(), px.FullCovariance(), px.LowRank(rank=1), px.Flow("realnvp")]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad], ids=lambda m: m.__name__)
+def test_draw_that_was_changed_in_place_is_scored_anew(family, mode):
+    params = family.initial_params(torch.zeros(3), torch.ones(3))
+    q = family.distribution(params, 3, family.network(3))
+    with mode():
+        z = q.rsample()
+        drawn = q.log_prob(z)
+        z.mul_(2.0).add_(1.0)
+        changed = q.log_prob(z)
+        assert not torch.allclose(changed, drawn)
+        torch.testing.assert_close(changed, q.log_prob(z.clone()))
+
+
+def test_draw_in_inference_mode():
+    params = px.Diagonal().initial_params(torch.zeros(3), torch.ones(3))
+    with torch.inference_mode():
+        q = px.Diagonal().distribution(params, 3)
+        z = q.rsample()
+        torch.testing.assert_close(q.log_prob(z), q.log_prob(z.clone()))

@@ -141,7 +141,9 @@ def test_a_flow_bends_where_a_normal_cannot(monkeypatch, seed):
     density = Density(banana, ())
     noise = fixed_draws(512, 2, 0)
     base = climb(density, Affine(torch.zeros(2), torch.eye(2)), noise)
-    family = px.Flow("realnvp", base=px.FullCovariance(), num_transforms=4, hidden=(32,))
+    family = px.Flow(
+        "realnvp", base=px.FullCovariance(), num_transforms=4, hidden=(32,), averaged=False
+    )
     q = unbent(base, family, seed)
     assert len(list(ascend.ascend(density, q, rate=3e-3, seed=seed))) == 1
     before = elbo(density, base, noise)

@@ -280,7 +280,7 @@ def iwae(cells: Cells) -> list[str]:
                 estimator,
                 k,
                 pixels,
-                f"{value['epochs']:.3g} of 3,280",
+                f"{value['epochs']:,.4g} of 3,280",
                 f"{value['nll']:.2f} ± {value['se']:.2f}",
                 " + ".join(map(str, value["active"])),
                 f"{value['samples']:,}, {value['test_images']:,}",

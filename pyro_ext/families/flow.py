@@ -64,6 +64,7 @@ class Flow(Family):
         averaged: Whether the last layer of a network averages its inputs, so that a step of Adam
             moves a transform about as far as a parameter. A sum moves it ``hidden[-1]`` times as
             far: it learns faster at rates of some thousandths, and runs away at larger ones.
+            Planar, radial and Sylvester transforms are left as they are.
 
     Raises:
         ValueError: If a name is unknown, the base is no affine map of normal noise, or a size is

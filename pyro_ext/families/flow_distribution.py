@@ -10,7 +10,8 @@ from torch.distributions import Transform, constraints
 
 from pyro_ext.families._steps import Step
 from pyro_ext.families.affine import Affine
-from pyro_ext.families.affine_normal import OwnDraw, standard_normal_log_prob
+from pyro_ext.families.affine_normal import standard_normal_log_prob
+from pyro_ext.families.own_draw import OwnDraw
 
 __all__ = ["FlowDistribution", "FlowTransform"]
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_ext.families.affine_normal import OwnDraw
+from pyro_ext.families.own_draw import OwnDraw
 
 __all__ = ["Normal"]
 

@@ -46,8 +46,8 @@ def ladder(dim: int) -> tuple[Family, ...]:
         return (Diagonal(),)
     if dim > MAX_DENSE:
         return (Diagonal(), LowRank(rank=_RANK))
-    shape: Any = {"num_transforms": 6, "hidden": (32, 32), "averaged": False}
-    flow = Flow("realnvp", base=FullCovariance(), **shape)
+    base = FullCovariance()
+    flow = Flow("realnvp", base=base, num_transforms=6, hidden=(32, 32), averaged=False)
     return (Diagonal(), FullCovariance(), flow)
 
 

@@ -100,7 +100,8 @@ def _places_below_diagonal(dim: int, device: torch.device) -> Tensor:
 def _from_below_diagonal(entries: Tensor, dim: int) -> Tensor:
     """Return the lower triangle of unit diagonal that has these entries."""
     eye = torch.eye(dim, dtype=entries.dtype, device=entries.device).flatten()
-    eyes = eye.expand(*entries.shape[:-1], -1)
+    # Not expanded: torch's compiler would copy all matrices into one.
+    eyes = eye.repeat(*entries.shape[:-1], 1)
     matrix = eyes.index_copy(-1, _places_below_diagonal(dim, entries.device), entries)
     return matrix.unflatten(-1, (dim, dim))
 

@@ -6,8 +6,6 @@ from cases import LOSSES
 
 import pyro_ext as px
 
-pytestmark = pytest.mark.slow
-
 X = [[0.3, -1.0], [1.2, 0.4], [-0.5, 0.9], [2.0, 0.0], [0.1, 0.1], [1.0, -2.0]]
 
 
@@ -43,6 +41,7 @@ def train(guide, loss, *, compile):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("guide", "loss"), [("joint", "ELBO-reparam"), ("amortized", "IWAE-dreg")]
 )
@@ -51,3 +50,14 @@ def test_compiled_steps_are_the_eager_ones_for_the_same_seed(guide, loss, dtype)
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
     difference = (found - expected).abs() / expected.abs().clamp(min=1.0)
     assert difference.max() < tolerance
+
+
+@pytest.mark.parametrize("form", ["triangular", "lu"])
+def test_a_matrix_for_each_row_compiles(form):
+    """The compiler's index_copy into an expanded tensor would make one matrix of all."""
+    pyro.clear_param_store()
+    guide = px.AutoAmortized(model, torch.nn.Linear(2, 3), family=px.FullCovariance(form))
+    svi = px.CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.01}), px.ELBO())
+    for _ in range(2):
+        svi.step(torch.tensor(X))
+    assert svi._last is not None

@@ -28,3 +28,14 @@ def test_entries_of_an_input_are_picked_where_they_are():
     table, places = torch.randn(50), torch.arange(40)
     _, _, code = both(lambda x, i: x.index_select(0, i), table, places)
     assert "realize" not in code
+
+
+def test_an_index_that_is_read_twice_keeps_its_place():
+    def function(x):
+        mask = torch.ones(3, 3, dtype=torch.bool).tril()
+        inner, outer = torch.tril_indices(3, 3, -1), torch.triu_indices(3, 3, 1)
+        row = inner[0]
+        return x[mask].sum() + x.index_select(0, row) @ x.index_select(0, row).T + x[tuple(outer)]
+
+    before, after, _ = both(function, torch.randn(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(after, before, rtol=0.0, atol=0.0)

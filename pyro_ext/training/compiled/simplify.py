@@ -131,7 +131,7 @@ def _fold_indices(graph: GraphModule) -> None:
         places = value.nonzero(as_tuple=True) if value.dtype is torch.bool else (value,)
         found = []
         for place in places:
-            name = f"_positions{len(dict(graph.named_buffers()))}"
+            name = f"_positions{len(list(graph.named_buffers(remove_duplicate=False)))}"
             graph.register_buffer(name, place)
             with graph.graph.inserting_before(node):
                 found.append(graph.graph.get_attr(name))

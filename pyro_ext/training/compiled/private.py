@@ -195,11 +195,38 @@ def _compile(
         "size_asserts": False,
         "alignment_asserts": False,
         "scalar_asserts": False,
+        # A product and a sum are one instruction, rounded once.
+        "cpp.enable_floating_point_contract_flag": "fast",
     }
+    if cpp_wrapper:
+        settings["_pre_fusion_custom_pass"] = _sums_last()
     with torch.no_grad(), config.patch(settings), _deep_recursion():
         compile_fx(graph, list(inputs), inner_compile=keep)
     (inner,) = made
     return _direct(getattr(inner, "current_callable", None) or inner)
+
+
+@cache
+def _sums_last() -> Any:
+    """Return a pass by which a sum comes after the loops that could be one with it.
+
+    On the CPU the compiler lets a sum join an element-wise loop over the same elements, but not
+    the loop the sum: loss and gradient would each read the logits and take their exponentials.
+    """
+    from torch._inductor.custom_graph_pass import CustomSchedulerPass
+
+    class SumsLast(CustomSchedulerPass):
+        def __call__(self, nodes: list[Any]) -> list[Any]:
+            last: set[str] = set()
+            for node in nodes:
+                if node.is_reduction() or not last.isdisjoint(node.ancestors):
+                    last.add(node.get_name())
+            return sorted(nodes, key=lambda node: node.get_name() in last)
+
+        def uuid(self) -> str:
+            return "pyro_ext.sums_last"
+
+    return SumsLast()
 
 
 @contextmanager

@@ -26,7 +26,9 @@ _COEFFICIENTS = (
 
 
 def cheapen_softplus(graph: GraphModule) -> None:
-    r"""Write softplus and Bernoulli log likelihoods of single precision by a polynomial.
+    r"""Write softplus and Bernoulli log likelihoods of single precision by a polynomial in e.
+
+    Sigmoids beside them, which their gradients are made of, are written by the same e.
 
     .. math:: \log(1 + e) \approx e \, (c_0 + c_1 e + \dots + c_8 e^8), \qquad e = e^{-|x|} \le 1
 
@@ -41,6 +43,16 @@ def cheapen_softplus(graph: GraphModule) -> None:
             new = rewrite(graph.graph.call_function, *node.args, **node.kwargs)
         if new is not None:
             node.replace_all_uses_with(new)
+    _share_exponentials(graph)
+
+
+def _share_exponentials(graph: GraphModule) -> None:
+    """Write sigmoids of what is also in a softplus by the exponential of that softplus."""
+    for node in graph.graph.find_nodes(op="call_function", target=_aten.sigmoid.default):
+        (x,) = node.args
+        if any(user.target is _operator() for user in x.users):
+            with graph.graph.inserting_before(node):
+                node.replace_all_uses_with(graph.graph.call_function(_sigmoid_operator(), (x,)))
 
 
 def _softplus(call: Any, x: Node, beta: float = 1, threshold: float = 20) -> Any:
@@ -84,12 +96,31 @@ def _operator() -> Any:
     return operator
 
 
+@cache
+def _sigmoid_operator() -> Any:
+    """Return the sigmoid that compiled code computes from exp(-|x|)."""
+    kernels = {"CompositeExplicitAutograd": torch.sigmoid}
+    operator = add_operator("sigmoid_by_exp_neg_abs(Tensor x) -> Tensor", kernels)
+    add_lowering(operator, _sigmoid)
+    return operator
+
+
 def _exact(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(-x.abs()))
 
 
+def _sigmoid(ops: Any, x: Any) -> Any:
+    e, one = _exp_neg_abs(ops, x), ops.constant(1.0, torch.float32)
+    above = ops.truediv(one, ops.add(one, e))
+    return ops.where(ops.lt(x, ops.constant(0.0, torch.float32)), ops.mul(e, above), above)
+
+
+def _exp_neg_abs(ops: Any, x: Any) -> Any:
+    return ops.exp(ops.neg(ops.abs(x)))
+
+
 def _polynomial(ops: Any, x: Any) -> Any:
-    e = ops.exp(ops.neg(ops.abs(x)))
+    e = _exp_neg_abs(ops, x)
     total, *rest = [ops.constant(value, torch.float32) for value in reversed(_COEFFICIENTS)]
     for coefficient in rest:
         total = ops.add(ops.mul(total, e), coefficient)

@@ -23,6 +23,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 _OUTSIDE: ContextVar[tuple[tuple[str, torch.dtype], ...]] = ContextVar(
     "pyro_ext_outside", default=()
 )
+_NOTHING = nullcontext()
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -38,8 +39,10 @@ def active_autocast() -> tuple[tuple[str, torch.dtype], ...]:
 
 def full_precision() -> AbstractContextManager[None]:
     """Return a context within which ``torch.autocast`` is off."""
-    active = active_autocast()
-    return _switched_off(active) if active else nullcontext()
+    # Asked at every site of every step: nothing is made where there is nothing to do.
+    if not any(map(torch.is_autocast_enabled, _KINDS)):
+        return _NOTHING
+    return _switched_off(active_autocast())
 
 
 @contextmanager

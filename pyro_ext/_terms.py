@@ -224,7 +224,7 @@ def _term(
     count = len(model_sites)
     log_p = _total(model_sites, factors[:count], layout)
     log_q = _total(guide_sites, factors[count:], layout)
-    scored = [site for site in guide_sites if is_random(site) and not site["fn"].has_rsample]
+    scored = [site for site in guide_sites if not site["fn"].has_rsample and is_random(site)]
     log_q_score = _total(scored, [1.0] * len(scored), layout)
     parts = [part for part in (log_p, log_q, log_q_score) if part is not None]
     shape = broadcast_shape(*(part.shape for part in parts))

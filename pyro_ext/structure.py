@@ -1,7 +1,8 @@
 """Which plates of a (model, guide) pair hold independent elements with latents of their own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pyro.distributions as dist
@@ -23,6 +24,7 @@ __all__ = [
 ]
 
 _PREFIX = "_pyro_ext_particles"
+_Plates = tuple[tuple[str, int], ...]
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,16 @@ class ParticlePlate(IndepMessenger):
             BroadcastMessenger._pyro_sample(msg)
 
 
-def sample_sites(trace: Trace) -> Iterable[tuple[str, Any]]:
-    """Yield the sample sites that carry density: no subsampling, no deterministic sites."""
+def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
+    """Return the sample sites that carry density: no subsampling, no deterministic sites."""
     nodes: dict[str, Any] = trace.nodes
-    for name, site in nodes.items():
-        if site["type"] != "sample" or site_is_subsample(site):
-            continue
-        if not site["infer"].get("_deterministic", False):
-            yield name, site
+    return [
+        (name, site)
+        for name, site in nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic", False)
+    ]
 
 
 def trace_params(trace: Trace) -> list[Tensor]:
@@ -119,23 +123,29 @@ def analyse(model_trace: Trace, guide_trace: Trace) -> Structure:
     """
     guide_sites = [site for _, site in sample_sites(guide_trace)]
     sites = [site for _, site in sample_sites(model_trace)] + guide_sites
-    plates = [{(frame.name, frame.dim) for frame in plate_frames(site)} for site in sites]
+    plates = [tuple([(f.name, f.dim) for f in plate_frames(site)]) for site in sites]
+    of_guide = plates[len(plates) - len(guide_sites) :]
+    drawn = [
+        own for own, site in zip(of_guide, guide_sites, strict=True) if own and is_random(site)
+    ]
+    return _structure(tuple(plates), tuple(drawn))
+
+
+@lru_cache
+def _structure(plates: tuple[_Plates, ...], drawn: tuple[_Plates, ...]) -> Structure:
+    """Return the structure of sites in these plates, of which the guide draws some."""
     nesting = max((-dim for own in plates for _, dim in own), default=0)
-    if nesting == 0:
-        return Structure(0)
     names = [{name for name, _ in own} for own in plates]
     groups: list[set[str]] = []
     for own in filter(None, names):
         touching = [group for group in groups if group & own]
         groups = [group for group in groups if not group & own]
         groups.append(own.union(*touching))
-    offset = len(sites) - len(guide_sites)
-    drawn = [names[offset + i] for i, site in enumerate(guide_sites) if is_random(site)]
     local, members = [], []
     for group in groups:
-        if not any(own & group for own in drawn):
+        if all(group.isdisjoint(name for name, _ in own) for own in drawn):
             continue
-        inside = [own for own, labels in zip(plates, names, strict=True) if labels & group]
+        inside = [set(own) for own, labels in zip(plates, names, strict=True) if labels & group]
         if common := set.intersection(*inside):
             local.append(tuple(sorted(common, key=lambda plate: plate[1])))
             members.append(frozenset(group))

@@ -287,7 +287,7 @@ class BoundLoss(Cited, pyro.infer.ELBO):
                 f"px.{name}(estimator='{other[0]}')" if other else "px.ELBO(estimator='score')"
             )
             for site_name, site in sample_sites(log_weights.guide_trace):
-                if is_random(site) and not site["fn"].has_rsample:
+                if not site["fn"].has_rsample and is_random(site):
                     drawn = mixture(site)
                     if drawn is not None:
                         raise ValueError(explain_mixture(self, site, drawn, log_weights))

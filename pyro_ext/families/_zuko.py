@@ -1,6 +1,8 @@
 """Autoregressive and coupling layers from zuko. No other module imports it."""
 
 import importlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,6 +26,28 @@ def _import() -> Any:
 
 # Here and not in a function, so that unpickling a layer does not import zuko first.
 zuko = _import()
+
+
+class _Coupling(zuko.transforms.CouplingTransform):  # type: ignore[name-defined, misc]
+    """Every second coordinate given the others.
+
+    zuko's own asks a mask for the places in each pass: more work, and a compiler cannot know how
+    many there will be.
+    """
+
+    def __init__(self, meta: Callable[[Tensor], Any], first: int) -> None:
+        zuko.transforms.Transform.__init__(self)
+        self.meta = meta
+        self.idx_a, self.idx_b = slice(first, None, 2), slice(1 - first, None, 2)
+
+
+class _LazyCoupling(zuko.flows.GeneralCouplingTransform):  # type: ignore[name-defined, misc]
+    def __init__(self, *, mask: Tensor | None = None, **options: Any) -> None:
+        super().__init__(mask=mask, **options)
+        self.first = int(mask is not None and not mask[0])
+
+    def forward(self, context: Tensor | None = None) -> _Coupling:
+        return _Coupling(partial(self.meta, context), self.first)
 
 
 class ZukoLayer(nn.Module):
@@ -69,8 +93,7 @@ class ZukoLayer(nn.Module):
             order = places.flip(0) if spec.index % 2 else places
             lazy = zuko.flows.MaskedAutoregressiveTransform(order=order, **options)
         else:
-            mask = places % 2 == spec.index % 2
-            lazy = zuko.flows.GeneralCouplingTransform(mask=mask, **options)
+            lazy = _LazyCoupling(mask=places % 2 == spec.index % 2, **options)
         if hasattr(lazy, "hyper"):
             zero_last(lazy.hyper)
             if spec.averaged:

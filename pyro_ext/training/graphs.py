@@ -143,7 +143,12 @@ class Graphs:
 
     def state(self) -> dict[str, Any]:
         """Return what it takes to go on by graph where one was in use."""
-        return {"used": self.built is not None, "first": self._first, "told": self.told}
+        return {
+            "used": self.built is not None,
+            "seen": min(self._seen, 1),
+            "first": self._first,
+            "told": self.told,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on by graph, without an eager step first, if that is what was done.
@@ -153,6 +158,8 @@ class Graphs:
         """
         self._first = None if state["first"] is None else [tuple(s) for s in state["first"]]
         self._due_at_once = state["used"]
+        if self._compile is True or self._deterministic:  # no clock decides: due where it was
+            self._seen = state["seen"]
         if self._open:
             self.told = state["told"]
 

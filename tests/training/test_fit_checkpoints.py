@@ -107,6 +107,19 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, number, tmp_path):
     same(fit(tmp_path, **options), never)
 
 
+def test_a_run_that_was_stopped_before_its_graph_compiles_where_it_would_have(tmp_path):
+    torch.manual_seed(1)
+    never = fit(compile=True)
+    torch.manual_seed(1)
+    saving = px.Checkpoints(tmp_path, every=1)
+    with pytest.raises(KeyError, match="stopped here"):
+        fit(tmp_path, callbacks=[stopped_at(1)], checkpoints=saving, compile=True)
+    torch.manual_seed(99)
+    again = fit(tmp_path, compile=True)
+    assert again[0].compiled.startswith("from step 1 on")
+    same(again, never)
+
+
 def test_annealing_goes_on(tmp_path):
     make = lambda: px.Annealed(px.ELBO(), px.LinearSchedule(0.1, 1.0, num_steps=0.8))  # noqa: E731
     torch.manual_seed(1)

@@ -181,14 +181,15 @@ def test_options(option):
 
 
 def in_a_child(act, wait, number):
-    """Run a function in a process of its own, which gets a signal after a while."""
+    """Run a function in a process of its own, which gets a signal when ``wait`` returns."""
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # the others did not survive the fork
         try:
             act()
         finally:
             os._exit(7)
-    time.sleep(wait)
+    wait()
     os.kill(child, number)
     return os.WTERMSIG(os.waitpid(child, 0)[1])
 
@@ -202,7 +203,8 @@ def kill_and_go_on(folder, kills, seed, longest=0.25, **options):
     for _ in range(kills):
         torch.manual_seed(1)
         quick = partial(fit, folder, callbacks=[slow], checkpoints=saving, **options)
-        died += in_a_child(quick, choice.uniform(0.0, longest), signal.SIGKILL) == signal.SIGKILL
+        wait = partial(time.sleep, choice.uniform(0.0, longest))
+        died += in_a_child(quick, wait, signal.SIGKILL) == signal.SIGKILL
     torch.manual_seed(99 if list(folder.glob("step-*")) else 1)
     same(fit(folder, **options), never)
     return died
@@ -238,14 +240,25 @@ def test_kills_of_runs_compiled_by_inductor(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_told_to_end_it_saves_and_ends(tmp_path):
-    slow = lambda progress: time.sleep(0.01)  # noqa: E731
-    saving = px.Checkpoints(tmp_path, every=1000)
+    begun, folder = tmp_path / "begun", tmp_path / "saved"
+
+    def slow(progress):
+        begun.touch()
+        time.sleep(0.01)
+
+    def wait():
+        for _ in range(6000):
+            if begun.exists():
+                return
+            time.sleep(0.01)
+
+    saving = px.Checkpoints(folder, every=1000)
     torch.manual_seed(1)
     never = fit(num_steps=400, schedule=None)
     act = partial(fit, num_steps=400, schedule=None, callbacks=[slow], checkpoints=saving)
     torch.manual_seed(1)
-    assert in_a_child(act, 1.5, signal.SIGTERM) == signal.SIGTERM
-    first, path = sorted(tmp_path.iterdir())
+    assert in_a_child(act, wait, signal.SIGTERM) == signal.SIGTERM
+    first, path = sorted(folder.iterdir())
     assert first.name == "step-000000000.pt"
     assert 0 < int(path.stem.removeprefix("step-")) < 400
     same(fit(num_steps=400, schedule=None, checkpoints=saving), never)

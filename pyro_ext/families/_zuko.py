@@ -42,9 +42,11 @@ class _Coupling(zuko.transforms.CouplingTransform):  # type: ignore[name-defined
 
 
 class _LazyCoupling(zuko.flows.GeneralCouplingTransform):  # type: ignore[name-defined, misc]
-    def __init__(self, *, mask: Tensor | None = None, **options: Any) -> None:
+    """zuko's network for the coupling; in one dimension zuko makes another layer of this call."""
+
+    def __init__(self, *, mask: Tensor, **options: Any) -> None:
         super().__init__(mask=mask, **options)
-        self.first = int(mask is not None and not mask[0])
+        self.first = int(not mask[0])
 
     def forward(self, context: Tensor | None = None) -> _Coupling:
         return _Coupling(partial(self.meta, context), self.first)

@@ -62,19 +62,6 @@ def local_latents(loss: Any) -> Step:
 MANY = {"num_particles": 10, "vectorize_particles": True, "max_plate_nesting": 1}
 
 
-def alone(build: Callable[[], Step]) -> Step:
-    """Return a step with a parameter store of its own: the JIT wants the modules' very tensors."""
-    store = pyro.get_param_store()
-    with store.scope() as state:
-        step = build()
-
-    def run() -> float:
-        with store.scope(state):
-            return step()
-
-    return run
-
-
 PYRO_OWN: dict[str, Callable[[], Step]] = {
     "W1": lambda: vae("W1", Trace_ELBO()),
     "W2": lambda: vae("W2", RenyiELBO(alpha=0.0, **MANY | {"num_particles": 50})),
@@ -84,9 +71,9 @@ PYRO_OWN: dict[str, Callable[[], Step]] = {
 }
 
 PYRO_JIT: dict[str, Callable[[], Step]] = {
-    "W1": lambda: alone(lambda: vae("W1", JitTrace_ELBO(ignore_jit_warnings=True))),
-    "W3": lambda: alone(lambda: eight_schools(JitTrace_ELBO(ignore_jit_warnings=True))),
-    "W4": lambda: alone(lambda: logistic(JitTrace_ELBO(**MANY, ignore_jit_warnings=True))),
-    "W5": lambda: alone(lambda: local_latents(JitTrace_ELBO(ignore_jit_warnings=True))),
+    "W1": lambda: vae("W1", JitTrace_ELBO(ignore_jit_warnings=True)),
+    "W3": lambda: eight_schools(JitTrace_ELBO(ignore_jit_warnings=True)),
+    "W4": lambda: logistic(JitTrace_ELBO(**MANY, ignore_jit_warnings=True)),
+    "W5": lambda: local_latents(JitTrace_ELBO(ignore_jit_warnings=True)),
 }
 """Pyro's K-sample bound has no compiled form."""

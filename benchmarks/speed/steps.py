@@ -32,6 +32,7 @@ import pyro_ext as px
 
 HERE = Path(__file__).parent
 Many = Callable[[int], Any]
+STORE = pyro.get_param_store()
 CLOCK = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 BARS = {
@@ -59,37 +60,59 @@ def adam(params: list[torch.Tensor]) -> torch.optim.Optimizer:
 
 def variants(name: str, numpyro: Any) -> tuple[dict[str, Callable[[int], float]], float]:
     """Return functions from a number of steps to seconds per step, and seconds to compile."""
-    pyro.clear_param_store()
-    made: dict[str, Callable[[int], float]] = {"hand-written": timed(times(handwritten(name)))}
-    made["torch.compile"] = timed(times(handwritten(name, compile=True)))
-    plain = WORKLOADS[name]()
-    svi = SVI(plain.model, plain.guide, pyro.optim.Adam({"lr": 1e-3}), plain.loss)
-    made["Pyro's own"] = timed(times(PYRO_OWN[name]()))
+
+    def by_pyro() -> Many:
+        work = WORKLOADS[name]()
+        svi = SVI(work.model, work.guide, pyro.optim.Adam({"lr": 1e-3}), work.loss)
+        return times(lambda: svi.step(*work.args))
+
+    def eager() -> Many:
+        work = WORKLOADS[name]()
+        svi = px.CompiledSVI(work.model, work.guide, adam, work.loss, compile=False)
+        return times(lambda: svi.step(*work.args))
+
+    with STORE.scope() as state:
+        work = WORKLOADS[name]()
+        compiled = px.CompiledSVI(work.model, work.guide, adam, work.loss)
+        compiled.step(*work.args)
+        start = time.perf_counter()
+        compiled.step(*work.args)
+        seconds = time.perf_counter() - start
+    made: dict[str, Callable[[int], float]] = {
+        "hand-written": apart(lambda: times(handwritten(name))),
+        "torch.compile": apart(lambda: times(handwritten(name, compile=True))),
+        "Pyro's own": apart(lambda: times(PYRO_OWN[name]())),
+    }
     if name in PYRO_JIT:
-        made["Pyro's JIT"] = timed(times(PYRO_JIT[name]()))
-    made["Pyro SVI"] = timed(times(lambda: svi.step(*plain.args)))
-    other = WORKLOADS[name]()
-    eager = px.CompiledSVI(other.model, other.guide, adam, other.loss, compile=False)
-    made["eager"] = timed(times(lambda: eager.step(*other.args)))
-    work = WORKLOADS[name]()
-    compiled = px.CompiledSVI(work.model, work.guide, adam, work.loss)
-    compiled.step(*work.args)
-    start = time.perf_counter()
-    compiled.step(*work.args)
-    seconds = time.perf_counter() - start
-    made["step"] = timed(times(lambda: compiled.step(*work.args)))
-    made["run"] = timed(lambda count: compiled.run(count, *work.args))
+        made["Pyro's JIT"] = apart(lambda: times(PYRO_JIT[name]()))
+    made |= {
+        "Pyro SVI": apart(by_pyro),
+        "eager": apart(eager),
+        "step": timed(times(lambda: compiled.step(*work.args)), state),
+        "run": timed(lambda count: compiled.run(count, *work.args), state),
+    }
     if numpyro is not None:
         made["NumPyro update"] = lambda count: numpyro(name, "update", count)
         made["NumPyro scan"] = lambda count: numpyro(name, "scan", count)
     return made, seconds
 
 
-def timed(many: Many) -> Callable[[int], float]:
+def apart(build: Callable[[], Many]) -> Callable[[int], float]:
+    """Time a variant with a parameter store of its own.
+
+    Pyro trains the module that it saw first under a name, and no other one.
+    """
+    with STORE.scope() as state:
+        many = build()
+    return timed(many, state)
+
+
+def timed(many: Many, state: Any) -> Callable[[int], float]:
     def measure(count: int) -> float:
-        start = CLOCK()
-        many(count)
-        return (CLOCK() - start) / count
+        with STORE.scope(state):
+            start = CLOCK()
+            many(count)
+            return (CLOCK() - start) / count
 
     return measure
 

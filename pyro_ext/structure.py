@@ -21,6 +21,7 @@ __all__ = [
     "plate_frames",
     "sample_sites",
     "trace_params",
+    "unconstrained",
 ]
 
 _PREFIX = "_pyro_ext_particles"
@@ -92,9 +93,14 @@ def sample_sites(trace: Trace) -> list[tuple[str, Any]]:
 def trace_params(trace: Trace) -> list[Tensor]:
     """Return the unconstrained parameters that a traced function read."""
     nodes: dict[str, Any] = trace.nodes
-    values = [site["value"] for site in nodes.values() if site["type"] == "param"]
+    return [unconstrained(site["value"]) for site in nodes.values() if site["type"] == "param"]
+
+
+def unconstrained(param: Any) -> Tensor:
+    """Return the tensor behind the value of a parameter site."""
     # A module's own parameter carries no link to itself if Pyro's store is out of the game.
-    return [v.unconstrained() if hasattr(v, "unconstrained") else v for v in values]
+    found: Tensor = param.unconstrained() if hasattr(param, "unconstrained") else param
+    return found
 
 
 def plate_frames(site: Any) -> list[Any]:

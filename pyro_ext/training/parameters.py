@@ -15,6 +15,7 @@ from pyro_ext._run import held, traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
 from pyro_ext.training.badrows import nonfinite_rows
+from pyro_ext.training.modules import OtherModules
 
 __all__ = ["TRAIN", "Parameters", "find_parameters", "held", "optimizer_by_side"]
 
@@ -43,20 +44,22 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
         train: ``"both"``, ``"model"`` or ``"guide"``.
 
     Raises:
-        ValueError: If there is nothing to train, or ``train`` is unknown.
+        ValueError: If there is nothing to train, ``train`` is unknown, or Pyro's store has another
+            module under a name.
     """
     if train not in TRAIN:
         raise ValueError(
             f"fit: expected train to be one of {list(TRAIN)}; got {train!r}. Write: train='both'."
         )
-    with poutine.trace(param_only=True) as capture:
+    with poutine.trace(param_only=True) as capture, OtherModules() as others:
         try:
-            loss.differentiable_loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
+            value = loss.differentiable_loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
         except ValueError as error:
             rows = nonfinite_rows((*pair.args, *pair.kwargs.values()), None)
             if not rows:
                 raise
             raise ValueError(f"fit: before the first step, {error} {rows}") from error
+    others.check(value, owner="fit")
     every = _unique(
         [*trace_params(capture.trace), *_of_module(pair.model), *_of_module(pair.guide)]
     )

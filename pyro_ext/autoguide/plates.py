@@ -6,7 +6,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -45,13 +44,24 @@ class _PlateFound(BaseException):
 
 
 class _FindPlate(Messenger):
-    """Runs a model up to the named plate, with prototype values for the latents on the way."""
+    """Runs a model up to the named plate, with prototype values for the latents on the way.
+
+    No handler outside sees this run.
+    """
 
     def __init__(self, name: str, values: dict[str, Tensor], owner: str) -> None:
         super().__init__()
         self.name, self.values, self.owner = name, values, owner
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _process_message(self, msg: Any) -> None:
+        msg["stop"] = True
+        if msg["type"] == "sample":
+            self._look_at(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        pass
+
+    def _look_at(self, msg: Any) -> None:
         if site_is_subsample(msg):
             if msg["name"] == self.name:
                 fn = msg["fn"]
@@ -127,7 +137,7 @@ def find_batch(
         RuntimeError: If the model does not enter the plate.
     """
     try:
-        with poutine.block(), _FindPlate(frame.name, values, owner):
+        with _FindPlate(frame.name, values, owner):
             model(*args, **kwargs)
     except _PlateFound as plate_found:
         # Without its frames, which would keep all that a step holds until the next collection.

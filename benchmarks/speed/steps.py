@@ -24,8 +24,7 @@ from typing import Any
 import pyro
 import torch
 from handwritten import handwritten
-from pyro.infer import SVI
-from pyro_own import PYRO_JIT, PYRO_OWN
+from pyro_own import PYRO_JIT, PYRO_OWN, lean_step, step
 from workloads import WORKLOADS
 
 import pyro_ext as px
@@ -46,10 +45,10 @@ BARS = {
 """Largest ratios to the hand-written step that were aimed at."""
 
 
-def times(step: Callable[[], Any]) -> Many:
+def times(take: Callable[[], Any]) -> Many:
     def many(count: int) -> None:
         for _ in range(count):
-            step()
+            take()
 
     return many
 
@@ -63,8 +62,7 @@ def variants(name: str, numpyro: Any) -> tuple[dict[str, Callable[[int], float]]
 
     def by_pyro() -> Many:
         work = WORKLOADS[name]()
-        svi = SVI(work.model, work.guide, pyro.optim.Adam({"lr": 1e-3}), work.loss)
-        return times(lambda: svi.step(*work.args))
+        return times(step(work, work.guide, work.loss))
 
     def eager() -> Many:
         work = WORKLOADS[name]()
@@ -81,10 +79,11 @@ def variants(name: str, numpyro: Any) -> tuple[dict[str, Callable[[int], float]]
     made: dict[str, Callable[[int], float]] = {
         "hand-written": apart(lambda: times(handwritten(name))),
         "torch.compile": apart(lambda: times(handwritten(name, compile=True))),
-        "Pyro's own": apart(lambda: times(PYRO_OWN[name]())),
+        "Pyro's own": apart(lambda: times(step(*PYRO_OWN[name]()))),
+        "Pyro's own, lean": apart(lambda: times(lean_step(*PYRO_OWN[name]()))),
     }
     if name in PYRO_JIT:
-        made["Pyro's JIT"] = apart(lambda: times(PYRO_JIT[name]()))
+        made["Pyro's JIT"] = apart(lambda: times(step(*PYRO_JIT[name]())))
     made |= {
         "Pyro SVI": apart(by_pyro),
         "eager": apart(eager),

@@ -3,6 +3,7 @@
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from functools import partial
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -10,13 +11,14 @@ import pyro.infer
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.infer.util import torch_item
+from pyro.infer.util import is_validation_enabled, torch_item
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext._checks import Pair
 from pyro_ext._cited import Cited
+from pyro_ext._modules import of_stored_modules
 from pyro_ext._sitewise import sitewise
 from pyro_ext._strata import mixture
 from pyro_ext._terms import Particles
@@ -260,8 +262,13 @@ class BoundLoss(Cited, pyro.infer.ELBO):
             guide: Its guide.
             *args: Arguments of both.
             **kwargs: Keyword arguments of both.
+
+        Raises:
+            ValueError: If it depends on a module that Pyro's store does not know, though another
+                one of its name; looked at where Pyro's validation is on.
         """
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        compute = partial(self.differentiable_loss, model, guide, *args, **kwargs)
+        loss = of_stored_modules(compute) if is_validation_enabled() else compute()
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
         return float(torch_item(loss))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pyro_ext._checks import Pair
+from pyro_ext._modules import of_stored_modules
 from pyro_ext._run import held, traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
 from pyro_ext.training.badrows import nonfinite_rows
-from pyro_ext.training.modules import OtherModules
 
 __all__ = ["TRAIN", "Parameters", "find_parameters", "held", "optimizer_by_side"]
 
@@ -51,15 +52,15 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
         raise ValueError(
             f"fit: expected train to be one of {list(TRAIN)}; got {train!r}. Write: train='both'."
         )
-    with poutine.trace(param_only=True) as capture, OtherModules() as others:
+    with poutine.trace(param_only=True) as capture:
         try:
-            value = loss.differentiable_loss(pair.model, pair.guide, *pair.args, **pair.kwargs)
+            compute = partial(loss.differentiable_loss, pair.model, pair.guide)
+            of_stored_modules(lambda: compute(*pair.args, **pair.kwargs))
         except ValueError as error:
             rows = nonfinite_rows((*pair.args, *pair.kwargs.values()), None)
             if not rows:
                 raise
             raise ValueError(f"fit: before the first step, {error} {rows}") from error
-    others.check(value, owner="fit")
     every = _unique(
         [*trace_params(capture.trace), *_of_module(pair.model), *_of_module(pair.guide)]
     )

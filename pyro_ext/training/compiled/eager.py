@@ -9,10 +9,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_ext._modules import of_stored_modules
 from pyro_ext.structure import trace_params
 from pyro_ext.training.compiled.denormals import Flushed
 from pyro_ext.training.compiled.optimizer import AllParameters
-from pyro_ext.training.modules import OtherModules
 
 __all__ = ["eager_step", "seen_params"]
 
@@ -52,7 +52,7 @@ def _step(
     loss: Callable[[], Tensor], optimizer: AllParameters, *, validate: bool
 ) -> tuple[float, list[Tensor], bool]:
     with pyro.validation_enabled(validate), poutine.trace(param_only=True) as capture:
-        value = _checked(loss) if validate else loss()
+        value = of_stored_modules(loss) if validate else loss()
     params = seen_params(capture.trace)
     number = value.item()
     if not value.requires_grad:
@@ -63,13 +63,6 @@ def _step(
     if finite:
         optimizer.step(params, grads)
     return number, params, finite
-
-
-def _checked(loss: Callable[[], Tensor]) -> Tensor:
-    with OtherModules() as others:
-        value = loss()
-    others.check(value, owner="CompiledSVI")
-    return value
 
 
 def _finite(grad: Tensor) -> bool:

@@ -26,6 +26,10 @@ def step(model, guide, x):
     return px.CompiledSVI(model, guide, optim, px.ELBO(), compile=False).step(x)
 
 
+def pyro_step(model, guide, x):
+    return pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), px.ELBO()).step(x)
+
+
 def fit(model, guide, x):
     return px.fit(model, guide, data=x, num_steps=2, progress=False)
 
@@ -35,14 +39,14 @@ def x():
     return X.to(torch.get_default_dtype())
 
 
-@pytest.mark.parametrize(("train", "owner"), [(step, "CompiledSVI"), (fit, "fit")])
-def test_a_second_module_of_one_name(train, owner, x):
+@pytest.mark.parametrize("train", [pyro_step, step, fit])
+def test_a_second_module_of_one_name(train, x):
     first, second = nn.Linear(2, 3), nn.Linear(2, 3)
     model = decoded(first)
     train(model, px.AutoPerDatapoint(model), x)
     model = decoded(second)
     before = second.weight.clone()
-    with pytest.raises(ValueError, match=rf"^{owner}: expected 'decoder' to be the module that"):
+    with pytest.raises(ValueError, match=r"^pyro.module 'decoder': expected the module that"):
         train(model, px.AutoPerDatapoint(model), x)
     assert torch.equal(second.weight, before)
     pyro.clear_param_store()
@@ -58,7 +62,7 @@ def test_model_and_guide_use_one_name_for_two(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(encoder(x), 1.0).to_event(1))
 
-    with pytest.raises(ValueError, match="expected 'net' to be the module"):
+    with pytest.raises(ValueError, match=r"pyro.module 'net': expected the module"):
         step(model, guide, x)
 
 

@@ -1,0 +1,68 @@
+"""A module under a name by which Pyro's store knows another one."""
+
+from collections.abc import Callable
+from typing import Any
+
+from pyro.params.param_store import param_with_module_name
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_ext.structure import unconstrained
+
+__all__ = ["of_stored_modules"]
+
+_DIVIDER = param_with_module_name("", "")
+
+
+def of_stored_modules(loss: Callable[[], Tensor]) -> Tensor:
+    """Return ``loss()``, unless it depends on a module that is never trained.
+
+    Under a name Pyro trains the module that it saw first. Another one under that name, such as
+    that of a model defined anew in a notebook, is used as it is.
+
+    Args:
+        loss: Computes a loss.
+
+    Raises:
+        ValueError: If it depends on such a module; the message names it.
+    """
+    with _OtherModules() as others:
+        value = loss()
+    used = _leaves(value) if others.given else set()
+    for (name, given), param in others.given.items():
+        if given in used:
+            raise ValueError(
+                f"pyro.module '{name.partition(_DIVIDER)[0]}': expected the module that Pyro's "
+                "store has under this name, as it is the one that is trained; got another one, "
+                f"with '{name}' of shape {tuple(param.shape)}. Write: pyro.clear_param_store() "
+                "before the first step of a new model, or a name of its own for each module."
+            )
+    return value
+
+
+class _OtherModules(Messenger):
+    """Collects the parameters of ``pyro.module`` that Pyro's store does not hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: dict[tuple[str, int], Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        name, given = msg["name"], msg["args"][1:2]
+        if _DIVIDER in name and given and unconstrained(msg["value"]) is not given[0]:
+            self.given[name, id(given[0])] = given[0]
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """Return the ids of the parameters that a tensor was computed from."""
+    found: set[int] = set()
+    seen: set[Any] = set()
+    stack: list[Any] = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        stack += [before for before, _ in node.next_functions]
+    return found

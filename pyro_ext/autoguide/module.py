@@ -88,9 +88,9 @@ class GuideModule(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
             return
         store: Any = pyro.get_param_store()
         for name, param in self._stored_params():
-            if name not in store or store.param_name(param) == name:
+            found = store[name].unconstrained() if name in store else param
+            if found is param:
                 continue
-            found = store[name].unconstrained()
             if found.shape != param.shape:
                 raise ValueError(
                     f"{type(self).__name__}: expected '{name}' in Pyro's parameter store to have "

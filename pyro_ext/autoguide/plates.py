@@ -58,9 +58,6 @@ class _FindPlate(Messenger):
         if msg["type"] == "sample":
             self._look_at(msg)
 
-    def _postprocess_message(self, msg: Any) -> None:
-        pass
-
     def _look_at(self, msg: Any) -> None:
         if site_is_subsample(msg):
             if msg["name"] == self.name:

@@ -61,15 +61,17 @@ def test_saving(build, family):
             assert torch.equal(value, guide.median(X)[name])
 
 
+@pytest.mark.parametrize("clear", [True, False])
 @EVERY_GUIDE
-def test_the_parameter_store_saves(build, tmp_path):
+def test_the_parameter_store_saves(build, clear, tmp_path):
     guide = build(one_local)
     steps(one_local, guide, Trace_ELBO(), X)
     saved = copy.deepcopy(guide.state_dict())
     store = pyro.get_param_store()
     store.save(tmp_path / "store")
     steps(one_local, guide, Trace_ELBO(), X)
-    pyro.clear_param_store()
+    if clear:
+        pyro.clear_param_store()
     store.load(tmp_path / "store")
     guide(X)
     assert all(torch.equal(value, saved[n]) for n, value in guide.state_dict().items())

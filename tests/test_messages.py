@@ -29,7 +29,7 @@ def messages():
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", template(message)
 
 
-CLAUSES = ("NotFinite", "Unsuitable")
+CLAUSES = ("NotFinite", "Uncompiled", "Unsuitable")
 """Exceptions whose text is a part of another sentence: why a step is not compiled."""
 PASSED_ON = {
     "site '{}': {}",

@@ -98,9 +98,11 @@ def fit(
             learning rates.
         chunk: Largest number of particles in memory at once, to the same gradient; ``"auto"``
             halves it until a step fits.
-        compile: Whether the step becomes a compiled graph, as in ``CompiledSVI``. ``"auto"``
-            waits until the steps that are left pay for it, by the time of the first ones;
-            ``run.compiled`` tells. The numbers are those of eager steps, up to rounding.
+        compile: Whether the step becomes a compiled graph, as in ``CompiledSVI``; ``"record"``
+            makes it one that torch runs operation by operation, to the bits of eager steps.
+            ``"auto"`` takes what is done soonest, by the time of the first steps and the number of
+            those that are left; ``run.compiled`` tells. The numbers of compiled steps are those of
+            eager ones, up to rounding.
         deterministic: Whether the same seed gives the same bits each time: with
             ``compile="auto"`` the number of steps alone then decides, not the clock.
         holdout: Held-out data to look at every so often: ``px.Holdout(x_test)``.
@@ -172,10 +174,10 @@ def fit(
         schedule = partial(CosineAnnealingLR, T_max=num_steps) if schedule is None else schedule
     if num_steps < 1:
         raise ValueError(f"fit: expected num_steps >= 1; got {num_steps}. Write: num_steps=2000.")
-    if compile not in ("auto", True, False):
+    if compile not in ("auto", True, False, "record"):
         raise ValueError(
-            f"fit: expected compile to be 'auto', True or False; got {compile!r}. Write: "
-            "compile='auto'."
+            f"fit: expected compile to be 'auto', True, False or 'record'; got {compile!r}. "
+            "Write: compile='auto'."
         )
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0.")

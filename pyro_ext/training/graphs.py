@@ -1,4 +1,4 @@
-"""When the step of a fit becomes a graph, and the graph."""
+"""When the step of a fit is recorded or compiled, and the graph."""
 
 import statistics
 import time
@@ -19,13 +19,18 @@ from pyro_ext.training.compiled.proof import NotFinite
 from pyro_ext.training.compiled.signature import Call, call_of
 from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.optimizers import Optimizers
-from pyro_ext.training.payoff import ALWAYS_PAYS, CountOperations, pays
+from pyro_ext.training.payoff import (
+    COMPILING_PAYS,
+    RECORDING_PAYS,
+    CountOperations,
+    cheapest,
+)
 
 __all__ = ["BACKEND", "Graphs"]
 
 
 BACKEND = "inductor"
-"""What compiles; ``"graph"`` runs what was recorded, operation by operation."""
+"""What compiles; ``"graph"`` runs what it is given, operation by operation."""
 
 _COUNTED, _TIMED = 1, range(2, 12)  # eager steps that are looked at
 _MOST_CHANGES = 5
@@ -37,9 +42,10 @@ class Graphs:
     Args:
         roots: Model, guide and loss.
         params: The trained parameters.
-        compile: ``"auto"``, True or False.
+        compile: ``"auto"``, True, ``"record"`` or False.
         deterministic: Whether ``"auto"`` is decided by the number of steps alone.
-        say: Called with what the fit is doing while it compiles, and with None afterwards.
+        say: Called with what the fit is doing while it records and compiles, and with None
+            afterwards.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class Graphs:
         self._seen, self._operations, self._changes = 0, 0, 0
         self._times: list[float] = []
         self._due_at_once = False
+        self._chosen: str | None = None
         self._open = compile is not False
         self._first: list[tuple[int, ...]] | None = None
         self.built: Built | None = None
@@ -112,16 +119,19 @@ class Graphs:
         if self._first is None:
             self._first = shapes
         # A short last batch is no reason for a graph.
-        if shapes != self._first or not self._due(number, left):
+        backend = self._due(number, left) if shapes == self._first else None
+        if backend is None:
             return
         if (why := self._unsuitable(optimizers)) is not None:
             self._refuse(why)
             return
         start = time.perf_counter()
-        self._say("compiling")
+        self._say("recording" if backend == "record" else "compiling")
         try:
-            self.built = self._build(call, step, optimizers)
-            self.told = f"from step {number} on, in {time.perf_counter() - start:.1f} s"
+            self.built = self._build(call, step, optimizers, backend)
+            how = "recorded " if self.built.backend == "record" else ""
+            seconds = time.perf_counter() - start
+            self.told = f"{how}from step {number} on, in {seconds:.1f} s"
         except NotFinite as error:  # the eager step says where; another batch may do
             self._changes += 1
             if self._changes > _MOST_CHANGES:
@@ -144,7 +154,7 @@ class Graphs:
     def state(self) -> dict[str, Any]:
         """Return what it takes to go on by graph where one was in use."""
         return {
-            "used": self.built is not None,
+            "used": None if self.built is None else self.built.backend,
             "seen": min(self._seen, 1),
             "first": self._first,
             "told": self.told,
@@ -157,13 +167,13 @@ class Graphs:
             state: What ``state`` returned.
         """
         self._first = None if state["first"] is None else [tuple(s) for s in state["first"]]
-        self._due_at_once = state["used"]
+        self._chosen, self._due_at_once = state["used"], state["used"] is not None
         if self._compile is True or self._deterministic:  # no clock decides: due where it was
             self._seen = state["seen"]
         if self._open:
             self.told = state["told"]
 
-    def _build(self, call: Call, step: Step, optimizers: Optimizers) -> Built:
+    def _build(self, call: Call, step: Step, optimizers: Optimizers, backend: str) -> Built:
         for param in self._params:
             param.grad = None
         if optimizers.for_graph is None:
@@ -174,28 +184,37 @@ class Graphs:
             optimizers.params,
             optimizers.for_graph,
             self.skipped,
-            backend=BACKEND,
+            backend=backend,
             within=step.entered,
         )
 
-    def _due(self, number: int, left: int) -> bool:
-        """Tell whether to compile now; the first step is always eager, with validation."""
-        if self._due_at_once:
-            return True
-        if self._seen < 1:
-            return False
-        if self._compile is True or self._changes:
-            return True
+    def _due(self, number: int, left: int) -> str | None:
+        """Return what to build now, if anything; the first step is always eager, and validated."""
+        if self._seen < 1 and not self._due_at_once:
+            return None
+        if self._chosen is None:
+            self._chosen = self._choice(number, left)
+        return self._chosen
+
+    def _choice(self, number: int, left: int) -> str | None:
+        way: str | None
+        if self._compile == "record":
+            return "record"
+        if self._compile is True:
+            return BACKEND
         if self._deterministic:
-            self._open = number + left >= ALWAYS_PAYS
-            self.told = f"no: fewer than {ALWAYS_PAYS} steps"
-            return self._open
-        if len(self._times) < len(_TIMED):
-            return False
-        eager = statistics.median(self._times)
-        self._open = pays(left, self._operations, eager)
-        self.told = f"no: {left} steps of {eager * 1e3:.2g} ms do not pay for it"
-        return self._open
+            steps = number + left
+            way = "record" if steps >= RECORDING_PAYS else None
+            way = "inductor" if steps >= COMPILING_PAYS else way
+            self.told = f"no: fewer than {RECORDING_PAYS} steps"
+        elif len(self._times) < len(_TIMED):
+            return None
+        else:
+            eager = statistics.median(self._times)
+            way = cheapest(left, self._operations, eager)
+            self.told = f"no: {left} steps of {eager * 1e3:.2g} ms do not pay for it"
+        self._open = way is not None
+        return BACKEND if way == "inductor" else way
 
     def _unsuitable(self, optimizers: Optimizers) -> str | None:
         if missing := unsupported():

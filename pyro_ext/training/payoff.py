@@ -1,18 +1,27 @@
-"""Whether the steps that are left pay for compiling them."""
+"""Whether the steps that are left pay for recording them, or for compiling them, too."""
 
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["ALWAYS_PAYS", "CountOperations", "estimated_seconds", "pays"]
+__all__ = [
+    "COMPILING_PAYS",
+    "RECORDING_PAYS",
+    "CountOperations",
+    "cheapest",
+    "compiling_seconds",
+    "recording_seconds",
+]
 
-ALWAYS_PAYS = 5_000
-"""Steps that paid for compiling every workload of ``benchmarks/speed``."""
+COMPILING_PAYS, RECORDING_PAYS = 5_000, 500
+"""Steps that paid for it on every workload of ``benchmarks/speed``."""
 
 # Rounded from benchmarks/speed/payoff.py.
 _SECONDS, _SECONDS_PER_OPERATION = 5.0, 0.03
-_OVERHEAD = 10e-6  # what Python and dispatch cost per operation, all of which is saved
-_FUSED = 0.2  # share of the time inside operations that is saved
+_RECORD_SECONDS, _RECORD_SECONDS_PER_OPERATION = 0.1, 0.003
+_OVERHEAD = 10e-6  # what Python and dispatch cost per operation, none of which a compiled step has
+_RECORDED = 0.3  # share of it that a recorded step has
+_FUSED = 0.2  # share of the time inside operations that compiling saves
 
 
 class CountOperations(TorchDispatchMode):
@@ -28,7 +37,16 @@ class CountOperations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def estimated_seconds(operations: int) -> float:
+def recording_seconds(operations: int) -> float:
+    """Return about how long recording and proving a step takes.
+
+    Args:
+        operations: Number of operations of an eager step.
+    """
+    return _RECORD_SECONDS + _RECORD_SECONDS_PER_OPERATION * operations
+
+
+def compiling_seconds(operations: int) -> float:
     """Return about how long recording, compiling and proving a step takes.
 
     Args:
@@ -37,8 +55,8 @@ def estimated_seconds(operations: int) -> float:
     return _SECONDS + _SECONDS_PER_OPERATION * operations
 
 
-def pays(steps: int, operations: int, eager: float) -> bool:
-    """Tell whether steps would be done sooner if they were compiled first.
+def cheapest(steps: int, operations: int, eager: float) -> str | None:
+    """Return how steps are done soonest: by ``"inductor"``, by ``"record"``, or None for eagerly.
 
     Args:
         steps: Number of steps that are left.
@@ -46,5 +64,10 @@ def pays(steps: int, operations: int, eager: float) -> bool:
         eager: Its time in seconds.
     """
     overhead = min(eager, _OVERHEAD * operations)
-    saved = overhead + _FUSED * (eager - overhead)
-    return steps * saved > estimated_seconds(operations)
+    left = eager - overhead
+    seconds = {
+        None: steps * eager,
+        "record": recording_seconds(operations) + steps * (_RECORDED * overhead + left),
+        "inductor": compiling_seconds(operations) + steps * (1 - _FUSED) * left,
+    }
+    return min(seconds, key=lambda way: seconds[way])

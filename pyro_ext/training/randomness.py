@@ -1,13 +1,14 @@
 """All random states that a fit may draw from."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["get_random", "set_random"]
+__all__ = ["Drawn", "get_random", "set_random", "without_numpy"]
 
 
 def get_random(devices: Sequence[int]) -> dict[str, Any]:
@@ -39,3 +40,24 @@ def set_random(states: dict[str, Any], devices: Sequence[int]) -> None:
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+
+
+class Drawn(Exception):
+    """Random numbers were drawn by NumPy."""
+
+
+@contextmanager
+def without_numpy() -> Iterator[None]:
+    """Within this context NumPy's global generator is not to be used.
+
+    Python's is not looked at, as libraries that check types draw from it.
+
+    Raises:
+        Drawn: If it was; it is as before then.
+    """
+    before: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    yield
+    after: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    if not all(map(np.array_equal, before, after)):
+        np.random.set_state(before)  # noqa: NPY002
+        raise Drawn

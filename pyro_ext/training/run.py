@@ -48,7 +48,7 @@ class Run(Cited):
         elbo_steps: The steps that it is of, shape ``(records,)``.
         num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
             known.
-        compiled: From which step on the steps were compiled, or why they were not.
+        compiled: From which step on the steps were recorded or compiled, or why they were not.
         holdout_per_datum: Minus the loss of held-out data per row, shape ``(looks,)``.
         holdout_steps: The steps after which that was, shape ``(looks,)``.
         session: What it takes to go on.

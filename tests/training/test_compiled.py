@@ -8,6 +8,7 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoMultivariateNormal, AutoNormal
 from pyro.optim import Adam, ClippedAdam
 from training.compiled_cases import (
+    WAYS,
     Y,
     adam,
     eight_schools,
@@ -50,16 +51,18 @@ def autonormal():
     return schools, AutoNormal(schools), (Y,)
 
 
+@pytest.mark.parametrize("compile", WAYS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_graph_and_eager_steps_agree_for_every_optimizer(name):
-    same_run(autonormal, optim=OPTIMIZERS[name])
+def test_graph_and_eager_steps_agree_for_every_optimizer(name, compile):
+    same_run(autonormal, compile=compile, optim=OPTIMIZERS[name])
 
 
-def test_gradients_are_clipped_together():
+@pytest.mark.parametrize("compile", WAYS)
+def test_gradients_are_clipped_together(compile):
     free, _ = train(autonormal, optim=OPTIMIZERS["SGD"])
-    losses, _ = train(autonormal, optim=OPTIMIZERS["SGD"], clip_norm=0.7)
+    losses, _ = train(autonormal, compile=compile, optim=OPTIMIZERS["SGD"], clip_norm=0.7)
     assert not torch.allclose(free, losses)
-    same_run(autonormal, optim=OPTIMIZERS["SGD"], clip_norm=0.7)
+    same_run(autonormal, compile=compile, optim=OPTIMIZERS["SGD"], clip_norm=0.7)
 
 
 @pytest.mark.parametrize(
@@ -132,28 +135,34 @@ PAIRS = {
 }
 
 
+@pytest.mark.parametrize("compile", WAYS)
 @pytest.mark.parametrize("name", PAIRS)
-def test_graph_and_eager_steps_agree_for_every_guide(name):
-    same_run(PAIRS[name])
+def test_graph_and_eager_steps_agree_for_every_guide(name, compile):
+    same_run(PAIRS[name], compile=compile)
 
 
-def test_batch_norm_keeps_its_statistics_in_the_graph():
+@pytest.mark.parametrize("compile", WAYS)
+def test_batch_norm_keeps_its_statistics_in_the_graph(compile):
     # Not Adam: a bias before the layer has gradient zero, and Adam would follow its rounding.
     same_run(
-        lambda: vae(torch.nn.BatchNorm1d(6)), optim=lambda: lambda ps: torch.optim.SGD(ps, lr=1e-3)
+        lambda: vae(torch.nn.BatchNorm1d(6)),
+        compile=compile,
+        optim=lambda: lambda ps: torch.optim.SGD(ps, lr=1e-3),
     )
 
 
-def test_discrete_guide_by_score_function():
-    same_run(discrete, loss=px.ELBO(5, estimator="score"))
+@pytest.mark.parametrize("compile", WAYS)
+def test_discrete_guide_by_score_function(compile):
+    same_run(discrete, compile=compile, loss=px.ELBO(5, estimator="score"))
 
 
-def test_annealing_follows_its_schedule_in_the_graph():
+@pytest.mark.parametrize("compile", WAYS)
+def test_annealing_follows_its_schedule_in_the_graph(compile):
     def loss():
         return px.Annealed(px.ELBO(), px.LinearSchedule(0.0, 1.0, num_steps=25))
 
     annealed = loss()
-    losses, _ = train(eight_schools, loss=annealed, steps=30)
+    losses, _ = train(eight_schools, compile=compile, loss=annealed, steps=30)
     expected, _ = train(eight_schools, loss=loss(), compile=False, steps=30)
     torch.testing.assert_close(losses, expected, rtol=1e-10, atol=0)
     assert (annealed.step, annealed.beta) == (30, 1.0)
@@ -191,10 +200,11 @@ def test_parameters_are_the_users_own_tensors():
     assert param.grad is None
 
 
-def test_proof_and_recording_leave_everything_as_it_was():
+@pytest.mark.parametrize("compile", WAYS)
+def test_proof_and_recording_leave_everything_as_it_was(compile):
     """Batch norm's statistics and the random state: a graph costs no draw and no step."""
     model, guide, args = vae(torch.nn.BatchNorm1d(6))
-    svi = graph_svi(model, guide)
+    svi = graph_svi(model, guide, compile=compile)
     svi.step(*args)  # looks at the pair's plates, which runs the model more than once
     norm = model.__closure__[0].cell_contents[1]
     first = norm.num_batches_tracked.clone()

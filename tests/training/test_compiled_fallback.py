@@ -1,10 +1,11 @@
 """Where a compiled SVI runs eagerly, leaves a step out, or raises."""
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from training.compiled_cases import Y, graph_svi, schools, train
+from training.compiled_cases import Y, adam, graph_svi, schools, train
 
 import pyro_ext as px
 
@@ -63,8 +64,8 @@ def test_handler_around_the_step_is_not_ignored():
 def test_wrong_graph_is_refused(monkeypatch):
     from pyro_ext.training.compiled import builder, graph
 
-    def scaled(loss, params, tensors):
-        return graph.record(lambda *inputs: 1.001 * loss(*inputs), params, tensors)
+    def scaled(loss, params, tensors, rewrite):
+        return graph.record(lambda *inputs: 1.001 * loss(*inputs), params, tensors, rewrite)
 
     monkeypatch.setattr(builder, "record", scaled)
     svi = graph_svi(schools, px.AutoJoint(schools))
@@ -74,7 +75,65 @@ def test_wrong_graph_is_refused(monkeypatch):
     assert svi._last is None
 
 
-@pytest.mark.parametrize("compile", [True, False])
+def test_without_a_compiler_steps_are_recorded(monkeypatch):
+    from pyro_ext.training.compiled import step
+
+    def broken(*args, **options):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(step, "compile_graph", broken)
+    pyro.set_rng_seed(0)
+    svi = px.CompiledSVI(schools, px.AutoJoint(schools), pyro.optim.Adam({"lr": 0.1}), px.ELBO())
+    svi.step(Y)
+    with pytest.warns(
+        UserWarning,
+        match=r"recorded, but not compiled, because of RuntimeError: No working C\+\+ compiler.*"
+        "Write compile='record'",
+    ):
+        svi.step(Y)
+    assert svi._last.backend == "record"
+    with pytest.warns(UserWarning, match="not compiled"):
+        run = px.fit(schools, data=Y, num_steps=20, compile=True, seed=0, progress=False)
+    assert run.compiled.startswith("recorded from step 1 on")
+    eager = px.fit(schools, data=Y, num_steps=20, compile=False, seed=0, progress=False)
+    assert run.losses.tolist() == eager.losses.tolist()
+
+
+def test_a_compiled_step_that_is_wrong_is_recorded(monkeypatch):
+    from pyro_ext.training.compiled import step
+
+    def wrong(graph, inputs, **options):
+        def call(inputs):
+            (loss,) = graph(*inputs)
+            return [1.001 * loss]
+
+        return call
+
+    monkeypatch.setattr(step, "compile_graph", wrong)
+    svi = px.CompiledSVI(schools, px.AutoJoint(schools), pyro.optim.Adam({"lr": 0.1}), px.ELBO())
+    svi.step(Y)
+    with pytest.warns(UserWarning, match="not compiled, because the compiled step differs"):
+        svi.step(Y)
+    assert svi._last.backend == "record"
+
+
+def test_numpys_random_numbers_are_not_held():
+    def model(y):
+        shift = np.random.random_sample()  # noqa: NPY002 (what a user may write)
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("schools", len(y)):
+            pyro.sample("y", dist.Normal(mu + shift, 10.0), obs=y)
+
+    svi = px.CompiledSVI(model, px.AutoJoint(model), adam, px.ELBO(), compile="record")
+    svi.step(Y)
+    before = np.random.get_state()[2]  # noqa: NPY002
+    with pytest.warns(UserWarning, match=r"draws random numbers by NumPy.*Write torch\.rand"):
+        svi.step(Y)
+    assert svi._last is None
+    assert np.random.get_state()[2] != before  # noqa: NPY002 (the eager step draws)
+
+
+@pytest.mark.parametrize("compile", [True, False, "record"])
 def test_step_that_is_not_finite_is_not_applied(compile):
     def model(x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -103,6 +162,7 @@ def test_step_that_is_not_finite_is_not_applied(compile):
     ("options", "error", "match"),
     [
         ({"optim": 3}, TypeError, "optim"),
+        ({"compile": "auto"}, ValueError, "expected compile to be True, False or 'record'"),
         ({"clip_norm": -1.0}, ValueError, "expected clip_norm > 0"),
         ({"nonfinite": "ignore"}, ValueError, "expected nonfinite to be one of"),
         ({"max_graphs": 0}, ValueError, "expected max_graphs >= 1"),

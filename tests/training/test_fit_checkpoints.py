@@ -87,6 +87,7 @@ def stopped_at(number):
 VARIANTS = {
     "eager": {},
     "compiled": {"compile": True},
+    "recorded": {"compile": "record"},
     "full batch": {"batch_size": None},
     "sparse": {"guide": partial(px.AutoPerDatapoint, sparse=True)},
     "one side": {"train": "guide"},

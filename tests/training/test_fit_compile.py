@@ -14,7 +14,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import pyro_ext as px
 from pyro_ext.testing import NormalLocal
 from pyro_ext.training import graphs
-from pyro_ext.training.payoff import CountOperations, estimated_seconds, pays
+from pyro_ext.training.payoff import (
+    CountOperations,
+    cheapest,
+    compiling_seconds,
+    recording_seconds,
+)
 
 X = torch.linspace(-2, 3, 10)
 
@@ -66,14 +71,19 @@ def fit(guide=px.AutoPerDatapoint, loss=None, data=X, optim=None, num_steps=30, 
 
 
 def assert_same(make=dict, **options):
-    """Assert that graph and eager steps give the same fit."""
+    """Assert that graph, recorded and eager steps give the same fit; return that by graph."""
     found, params = fit(compile=True, **make(), **options)
+    recorded, bits = fit(compile="record", **make(), **options)
     expected, wanted = fit(compile=False, **make(), **options)
     assert found.compiled.startswith("from step 1 on")
+    assert recorded.compiled.startswith("recorded from step 1 on")
     assert expected.compiled == "no: compile=False"
     np.testing.assert_allclose(found.losses, expected.losses, rtol=1e-10)
     np.testing.assert_allclose(found.elbo_per_datum, expected.elbo_per_datum, rtol=1e-10)
+    assert recorded.losses.tolist() == expected.losses.tolist()
+    assert recorded.elbo_per_datum.tolist() == expected.elbo_per_datum.tolist()
     assert found.elbo_steps.tolist() == expected.elbo_steps.tolist()
+    assert all(map(torch.equal, bits, wanted))
     for one, other in zip(params, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     return found
@@ -92,7 +102,7 @@ def test_the_full_batch(guide):
 @pytest.mark.parametrize("guide", [px.AutoPerDatapoint, amortized])
 def test_mini_batches_and_a_short_last_one_that_needs_no_graph(guide, built):
     assert_same(guide=guide, batch_size=4)
-    assert len(built) == 1
+    assert len(built) == 2  # compiled and recorded
 
 
 def test_a_model_that_subsamples(built):
@@ -240,11 +250,14 @@ def test_operations_of_the_backward_pass_count():
 
 
 def test_what_pays():
-    seconds = estimated_seconds(200)
-    assert pays(int(2 * seconds / 2e-3), 200, 2e-3)
-    assert not pays(int(0.5 * seconds / 2e-3), 200, 2e-3)
-    assert not pays(1, 200, 1.0)
-    assert pays(1000, 200, 1.0)  # of a long step, a share is saved
+    compiling, recording = compiling_seconds(200), recording_seconds(200)
+    step = 2e-3  # all of which is what Python costs
+    assert cheapest(int(0.9 * recording / step), 200, step) is None
+    assert cheapest(int(2 * recording / step), 200, step) == "record"
+    assert cheapest(int(0.9 * compiling / step), 200, step) == "record"
+    assert cheapest(int(4 * compiling / step), 200, step) == "inductor"
+    assert cheapest(1, 200, 1.0) is None
+    assert cheapest(1000, 200, 1.0) == "inductor"  # of a long step, a share is saved
 
 
 def test_auto_stays_eager_where_it_does_not_pay(built):
@@ -254,7 +267,8 @@ def test_auto_stays_eager_where_it_does_not_pay(built):
 
 
 def test_auto_compiles_where_it_pays(monkeypatch, capsys):
-    monkeypatch.setattr(graphs, "pays", lambda steps, operations, eager: operations > 20)
+    way = lambda steps, operations, eager: "inductor" if operations > 20 else None  # noqa: E731
+    monkeypatch.setattr(graphs, "cheapest", way)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
     run, _ = fit(num_steps=30, progress=True)
     assert run.compiled.startswith("from step 12 on, in ")
@@ -264,10 +278,14 @@ def test_auto_compiles_where_it_pays(monkeypatch, capsys):
 
 
 def test_deterministic_asks_no_clock(monkeypatch):
-    monkeypatch.setattr(graphs, "pays", None)
+    monkeypatch.setattr(graphs, "cheapest", None)
     run, _ = fit(num_steps=20, deterministic=True)
-    assert run.compiled == "no: fewer than 5000 steps"
-    monkeypatch.setattr(graphs, "ALWAYS_PAYS", 20)
+    assert run.compiled == "no: fewer than 500 steps"
+    monkeypatch.setattr(graphs, "RECORDING_PAYS", 20)
+    recorded, _ = fit(num_steps=20, deterministic=True)
+    assert recorded.compiled.startswith("recorded from step 1 on")
+    assert np.array_equal(recorded.losses, run.losses)
+    monkeypatch.setattr(graphs, "COMPILING_PAYS", 20)
     first, params = fit(num_steps=20, deterministic=True)
     assert first.compiled.startswith("from step 1 on")
     second, same = fit(num_steps=20, deterministic=True)
@@ -277,7 +295,8 @@ def test_deterministic_asks_no_clock(monkeypatch):
 
 @pytest.mark.parametrize("compile", ["yes"])
 def test_other_values(compile):
-    with pytest.raises(ValueError, match="expected compile to be 'auto', True or False; got"):
+    match = "expected compile to be 'auto', True, False or 'record'; got"
+    with pytest.raises(ValueError, match=match):
         fit(compile=compile)
 
 

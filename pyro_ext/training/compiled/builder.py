@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import pyro
@@ -13,14 +14,16 @@ from pyro_ext._precision import active_autocast
 from pyro_ext.losses import Annealed
 from pyro_ext.training.compiled.annealing import Weight
 from pyro_ext.training.compiled.denormals import Flushed
-from pyro_ext.training.compiled.graph import record
+from pyro_ext.training.compiled.graph import Recorded, record
 from pyro_ext.training.compiled.optimizer import AllParameters
-from pyro_ext.training.compiled.proof import prove, unchanged
+from pyro_ext.training.compiled.proof import Uncompiled, prove, unchanged
 from pyro_ext.training.compiled.signature import Call, call_of, shape_of
-from pyro_ext.training.compiled.simplify import Unsuitable
+from pyro_ext.training.compiled.simplify import Unsuitable, simplify
 from pyro_ext.training.compiled.step import StepGraph, build_step
+from pyro_ext.training.compiled.thin import thin
 from pyro_ext.training.compiled.walk import TooMuch, bindings
 from pyro_ext.training.compiled.watch import Watch
+from pyro_ext.training.randomness import Drawn, without_numpy
 
 __all__ = ["Built", "buffers", "build"]
 
@@ -37,10 +40,14 @@ class Built:
         step: The step.
         watch: What it depends on.
         weight: The weight of an annealed loss.
+        backend: What runs it, see ``build_step``.
     """
 
-    def __init__(self, call: Call, step: StepGraph, watch: Watch, weight: Weight | None) -> None:
+    def __init__(
+        self, call: Call, step: StepGraph, watch: Watch, weight: Weight | None, backend: str
+    ) -> None:
         self.step, self.watch, self._weight = step, watch, weight
+        self.backend = backend
         self._signature = call.signature
         self._shapes = [shape_of(tensor) for tensor in call.tensors]
         self._plain = len(call.leaves) == len(call.tensors)
@@ -95,7 +102,7 @@ def build(
     backend: str,
     within: Callable[[tuple[Any, ...]], Entered] | None = None,
 ) -> Built:
-    """Record a step, compile it, and prove it.
+    """Record a step, compile it, and prove it; if it cannot be compiled, it is recorded alone.
 
     Args:
         roots: Model, guide and loss.
@@ -103,13 +110,32 @@ def build(
         params: The parameters that the loss reads.
         optimizer: The optimizer, which knows them.
         skipped: Counter of the steps that were not applied.
-        backend: ``"inductor"`` or ``"graph"``.
+        backend: ``"inductor"``, ``"record"`` or ``"graph"``, see ``build_step``.
         within: If given, makes of the arguments the context that the loss runs in, and the
             model's own arguments.
 
     Raises:
         Unsuitable: If the step cannot be made into a graph, or is not the eager one.
     """
+    build_by = partial(_build, roots, call, params, optimizer, skipped, within)
+    try:
+        return build_by(backend)
+    except Uncompiled as error:
+        warnings.warn(
+            f"steps are recorded, but not compiled, because {error}.", UserWarning, stacklevel=2
+        )
+        return build_by("record")
+
+
+def _build(
+    roots: tuple[Any, Any, Any],
+    call: Call,
+    params: Sequence[Tensor],
+    optimizer: AllParameters,
+    skipped: Tensor,
+    within: Callable[[tuple[Any, ...]], Entered] | None,
+    backend: str,
+) -> Built:
     model, guide, loss = roots
     if getattr(loss, "_chunk_size", None) is not None:
         raise Unsuitable(
@@ -135,8 +161,9 @@ def build(
 
     try:
         changing = buffers(roots)
-        with unchanged(changing, skipped.device):
-            recorded = record(eager, params, call.tensors)
+        with unchanged(changing, skipped.device), without_numpy():
+            rewrite = thin if backend == "record" else simplify
+            recorded = record(eager, params, call.tensors, rewrite)
         if len(recorded.graph.graph.nodes) > _LARGEST:
             raise Unsuitable(
                 f"its step has more than {_LARGEST} operations. Write pyro.plate as a context, "
@@ -144,15 +171,37 @@ def build(
             )
         _check_memory(recorded.held, recorded.params)
         watch = Watch(roots, recorded.held, pyro.get_param_store())
-        step = build_step(recorded, optimizer, call.tensors, skipped, backend=backend)
+        step = _compiled(recorded, optimizer, call.tensors, skipped, backend)
         prove(step, eager, call.tensors, [*changing, skipped], skipped.device)
     except Unsuitable:
         raise
     except TooMuch as error:
         raise Unsuitable(str(error)) from error
+    except Drawn as error:
+        raise Unsuitable(
+            "it draws random numbers by NumPy, which a graph would hold as they came. Write "
+            "torch.rand(()), or pass them as arguments"
+        ) from error
     except Exception as error:
         raise Unsuitable(_reason(error)) from error
-    return Built(call, step, watch, weight)
+    return Built(call, step, watch, weight, backend)
+
+
+def _compiled(
+    recorded: Recorded,
+    optimizer: AllParameters,
+    tensors: Sequence[Tensor],
+    skipped: Tensor,
+    backend: str,
+) -> StepGraph:
+    try:
+        return build_step(recorded, optimizer, tensors, skipped, backend=backend)
+    except Exception as error:
+        text = str(error).strip() or "it has nothing to say"
+        raise Uncompiled(
+            f"of {type(error).__name__}: {text.splitlines()[0][:200]}. Write compile='record' to "
+            "go without compiling"
+        ) from error
 
 
 def buffers(roots: Sequence[Any]) -> list[Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_ext._modules import of_stored_modules
 from pyro_ext.structure import trace_params
 from pyro_ext.training.compiled.denormals import Flushed
+from pyro_ext.training.compiled.nonfinite import is_finite
 from pyro_ext.training.compiled.optimizer import AllParameters
 
 __all__ = ["eager_step", "seen_params"]
@@ -59,12 +60,7 @@ def _step(
         return number, params, True
     optimizer.include(params)
     grads = torch.autograd.grad(value, params, allow_unused=True)
-    finite = math.isfinite(number) and all(_finite(g) for g in grads if g is not None)
+    finite = math.isfinite(number) and all(is_finite(g) for g in grads if g is not None)
     if finite:
         optimizer.step(params, grads)
     return number, params, finite
-
-
-def _finite(grad: Tensor) -> bool:
-    # A sum is cheap, and not finite if an entry is not; the reverse is looked at.
-    return math.isfinite(grad.sum().item()) or bool(torch.isfinite(grad).all())

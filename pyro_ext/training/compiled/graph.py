@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from pyro_ext.training.compiled.private import record_graph
-from pyro_ext.training.compiled.simplify import Unsuitable, held_tensor, simplify
+from pyro_ext.training.compiled.simplify import Unsuitable, held_tensor
 
 __all__ = ["Recorded", "Unsuitable", "record"]
 
@@ -32,7 +32,10 @@ class Recorded:
 
 
 def record(
-    loss: Callable[..., Tensor], params: Sequence[Tensor], tensors: Sequence[Tensor]
+    loss: Callable[..., Tensor],
+    params: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    rewrite: Callable[[GraphModule], None],
 ) -> Recorded:
     """Run a loss once and record it with its gradient.
 
@@ -40,6 +43,7 @@ def record(
         loss: The differentiable loss as a function of the step's tensors.
         params: Trainable tensors; those without gradient are left out.
         tensors: The step's tensors.
+        rewrite: Makes of the graph, in place, one that computes the same at less cost.
 
     Raises:
         Unsuitable: If the loss cannot be recorded.
@@ -56,7 +60,7 @@ def record(
         return value.detach(), *(grad for _, grad in given)
 
     graph = record_graph(with_gradient, tensors)
-    simplify(graph)
+    rewrite(graph)
     held = _lift(graph)
     _check(graph)
     known = {id(tensor) for tensor in held}

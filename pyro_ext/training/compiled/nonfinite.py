@@ -1,12 +1,24 @@
 """What happens when a loss or gradient is not finite: the step is left out, and it is said."""
 
+import math
+
 import torch
 from torch import Tensor
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "is_finite"]
 
 _EVERY = 100
 _WAYS = ("raise", "skip")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether all entries are finite.
+
+    Args:
+        tensor: A tensor.
+    """
+    # A sum is cheap, and not finite if an entry is not; the reverse is looked at.
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 class Guard:

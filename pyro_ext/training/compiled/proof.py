@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.compiled.step import StepGraph
 
-__all__ = ["TOLERANCE", "NotFinite", "prove", "unchanged"]
+__all__ = ["TOLERANCE", "NotFinite", "Uncompiled", "prove", "unchanged"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Largest difference of loss and gradient, relative to the largest entry; others: 1e-2."""
@@ -17,6 +17,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 class NotFinite(Unsuitable):
     """Loss or gradient of the eager step are not finite, so that nothing can be compared."""
+
+
+class Uncompiled(Unsuitable):
+    """The step was recorded, but what the compiler makes of it, if anything, is not that step."""
 
 
 @contextmanager
@@ -67,7 +71,8 @@ def prove(
         device: Where random numbers are drawn, too.
 
     Raises:
-        Unsuitable: If they differ.
+        Unsuitable: If graph and eager step differ.
+        Uncompiled: If graph and compiled step differ.
         NotFinite: If the eager one is not finite.
     """
     recorded = step.recorded
@@ -80,8 +85,10 @@ def prove(
     with unchanged(everything, device), torch.no_grad():
         loss, *recorded_grads = recorded.graph(*tensors, *recorded.held)
     scale = float(value.detach().abs())
-    _compare("loss of the graph", [loss], [value.detach()], scale)
-    _compare("gradient of the graph", recorded_grads, grads, scale)
+    why = _difference("loss of the graph", [loss], [value.detach()], scale)
+    why = why or _difference("gradient of the graph", recorded_grads, grads, scale)
+    if why:
+        raise Unsuitable(f"{why}. Write compile=False, and please report it")
     if step.call is step.reference:
         return
     results = []
@@ -89,10 +96,14 @@ def prove(
         with unchanged(everything, device), torch.no_grad():
             outputs = call([*tensors, *step.fixed])
             results.append([tensor.clone() for tensor in (*outputs, *step.state)])
-    _compare("compiled step", results[1], results[0], scale)
+    if why := _difference("compiled step", results[1], results[0], scale):
+        raise Uncompiled(f"{why}. Write compile='record', and please report it")
 
 
-def _compare(what: str, found: Sequence[Tensor], expected: Sequence[Tensor], loss: float) -> None:
+def _difference(
+    what: str, found: Sequence[Tensor], expected: Sequence[Tensor], loss: float
+) -> str | None:
+    """Say how far apart tensors are, or return None if they are not."""
     largest = max(float(tensor.abs().max()) for tensor in expected if tensor.numel())
     for one, other in zip(found, expected, strict=True):
         if not other.numel():
@@ -104,7 +115,8 @@ def _compare(what: str, found: Sequence[Tensor], expected: Sequence[Tensor], los
         size = max(float(other.abs().max()), 1e-3 * largest)
         difference = float((one.to(exact) - other).abs().max())
         if not difference <= tolerance * size + floor:
-            raise Unsuitable(
+            return (
                 f"the {what} differs from the eager one by {difference:.2g} where values are of "
-                f"size {size:.2g}. Write CompiledSVI(..., compile=False), and please report it"
+                f"size {size:.2g}"
             )
+    return None

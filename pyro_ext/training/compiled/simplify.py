@@ -10,7 +10,17 @@ from torch.fx import GraphModule, Node
 from pyro_ext.training.compiled.private import storing
 from pyro_ext.training.compiled.softplus import cheapen_softplus
 
-__all__ = ["Unsuitable", "held_tensor", "simplify"]
+__all__ = [
+    "Unsuitable",
+    "changes_tensors",
+    "draw_at_once",
+    "evaluate",
+    "fold_indices",
+    "has_effect",
+    "held_tensor",
+    "hold",
+    "simplify",
+]
 
 _aten = torch.ops.aten
 
@@ -25,13 +35,13 @@ def simplify(graph: GraphModule) -> None:
     Args:
         graph: A graph with the tensors that it holds as attributes.
     """
-    _fold_indices(graph)
+    fold_indices(graph)
     _merge_products(graph)
     _split_biases(graph)
-    _draw_at_once(graph)
+    draw_at_once(graph)
     _store_before_selecting(graph)
     cheapen_softplus(graph)
-    graph.graph.eliminate_dead_code(is_impure_node=_has_effect)
+    graph.graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.recompile()
 
 
@@ -79,8 +89,12 @@ def _split_biases(graph: GraphModule) -> None:
         node.replace_all_uses_with(shifted)
 
 
-def _draw_at_once(graph: GraphModule) -> None:
-    """Write normal noise that fills an empty tensor as one draw, of the same numbers."""
+def draw_at_once(graph: GraphModule) -> None:
+    """Write normal noise that fills an empty tensor as one draw, of the same numbers.
+
+    Args:
+        graph: A graph, changed in place.
+    """
     nodes = graph.graph
     for node in nodes.nodes:
         if node.target is not _aten.normal_.default or len(node.args) > 1 or node.kwargs:
@@ -111,17 +125,20 @@ def _store_before_selecting(graph: GraphModule) -> None:
             node.replace_input_with(source, nodes.call_function(storing(), (source,)))
 
 
-def _fold_indices(graph: GraphModule) -> None:
+def fold_indices(graph: GraphModule) -> None:
     """Compute indices that depend on no data, such as a triangle's, once; masks become positions.
 
     The shape of ``x[mask]`` is known only when the mask is.
+
+    Args:
+        graph: A graph, changed in place.
     """
     values: dict[Node, Any] = {}
 
     def known(node: Node) -> Any:
         """Return the value of a node that depends on no input, else None."""
         if node not in values:
-            values[node] = _evaluate(graph, node, known)
+            values[node] = evaluate(graph, node, known)
         return values[node]
 
     def folded(node: Node, index: Any) -> list[Any]:
@@ -131,10 +148,8 @@ def _fold_indices(graph: GraphModule) -> None:
         places = value.nonzero(as_tuple=True) if value.dtype is torch.bool else (value,)
         found = []
         for place in places:
-            name = f"_positions{len(list(graph.named_buffers(remove_duplicate=False)))}"
-            graph.register_buffer(name, place)
             with graph.graph.inserting_before(node):
-                found.append(graph.graph.get_attr(name))
+                found.append(hold(graph, place))
         return found
 
     for node in list(graph.graph.nodes):
@@ -151,12 +166,19 @@ _MANY_INDICES = (_aten.index.Tensor, _aten.index_put_.default, _aten.index_put.d
 _ONE_INDEX = (_aten.index_copy.default, _aten.index_select.default)
 
 
-def _evaluate(graph: GraphModule, node: Node, known: Callable[[Node], Any]) -> Any:
+def evaluate(graph: GraphModule, node: Node, known: Callable[[Node], Any]) -> Any:
+    """Return the value of a node whose arguments are known and that has no effect, else None.
+
+    Args:
+        graph: Its graph.
+        node: The node.
+        known: Returns the value of a node that comes before, or None.
+    """
     if node.op == "get_attr":
         value = held_tensor(graph, node)
         fresh = all(user.target is _aten.lift_fresh_copy.default for user in node.users)
         return value if fresh else None
-    if node.op != "call_function" or _has_effect(node):
+    if node.op != "call_function" or has_effect(node):
         return None
     if any(known(parent) is None for parent in node.all_input_nodes):
         return None
@@ -165,14 +187,48 @@ def _evaluate(graph: GraphModule, node: Node, known: Callable[[Node], Any]) -> A
     return target(*args, **kwargs)
 
 
-def _has_effect(node: Node) -> bool:
-    """Tell whether a node changes a tensor or draws random numbers."""
-    if node.op in ("placeholder", "output"):
+_UPDATES_STATISTICS = (
+    _aten.native_batch_norm.default,
+    _aten.cudnn_batch_norm.default,
+    _aten.miopen_batch_norm.default,
+)
+"""Operations that change arguments without saying so in their schema."""
+
+
+def has_effect(node: Node) -> bool:
+    """Tell whether a node changes a tensor or draws random numbers.
+
+    Args:
+        node: A node.
+    """
+    if node.op in ("placeholder", "output") or changes_tensors(node):
         return True
     target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
-        return False
-    return target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags
+    overload = isinstance(target, torch._ops.OpOverload)
+    return overload and torch.Tag.nondeterministic_seeded in target.tags
+
+
+def changes_tensors(node: Node) -> bool:
+    """Tell whether a node changes a tensor in place.
+
+    Args:
+        node: A node.
+    """
+    target: Any = node.target
+    overload = isinstance(target, torch._ops.OpOverload)
+    return (overload and target._schema.is_mutable) or target in _UPDATES_STATISTICS
+
+
+def hold(graph: GraphModule, tensor: Tensor) -> Node:
+    """Return a new node that reads a tensor which the graph holds from now on.
+
+    Args:
+        graph: The graph, set to where the node is to be.
+        tensor: The tensor.
+    """
+    name = f"_held{len(list(graph.named_buffers(remove_duplicate=False)))}"
+    graph.register_buffer(name, tensor)
+    return graph.graph.get_attr(name)
 
 
 def held_tensor(graph: GraphModule, node: Node) -> Tensor:

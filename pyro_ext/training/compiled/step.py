@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ext.training.compiled.bindings import bind
 from pyro_ext.training.compiled.graph import Recorded
+from pyro_ext.training.compiled.nonfinite import is_finite
 from pyro_ext.training.compiled.optimizer import CLIP_NORM, CLIP_VALUE, AllParameters, clip
 from pyro_ext.training.compiled.private import compile_graph, functional_graph
 from pyro_ext.training.compiled.products import with_faster_products
@@ -107,7 +109,7 @@ class StepGraph:
     def _outside(self, loss: Tensor, *grads: Tensor) -> Tensor:
         """Let the optimizer take the step, and return the loss."""
         params, average = self.recorded.params, self._optimizer.average
-        finite = all(bool(torch.isfinite(part).all()) for part in (loss, *grads))
+        finite = all(map(is_finite, (loss, *grads)))
         given: list[Tensor | None] = list(grads)
         if average is not None:
             loss, given, finite = average(loss, params, given, finite=finite)
@@ -146,8 +148,13 @@ def build_step(
         optimizer: The optimizer, which knows every parameter.
         tensors: Tensors like the step's.
         skipped: Counter of the steps that were not applied.
-        backend: ``"inductor"``, or ``"graph"`` for the graph as it was recorded.
+        backend: ``"inductor"``; ``"record"`` for loss and gradient as they were recorded, with
+            the optimizer outside; ``"graph"`` for the graph that inductor is given.
     """
+    if backend == "record":
+        bind(recorded.graph)
+        call = _interpreted(recorded.graph.forward)
+        return StepGraph(call, call, recorded, optimizer, None, [], skipped)
     plan = make_plan(recorded, optimizer)
     state = [] if plan is None else _state(recorded, optimizer, plan)
     whole = step_function(recorded, optimizer, plan, len(tensors))

@@ -53,7 +53,9 @@ class CompiledSVI:
             ``pyro.optim``. The updates of Adam, AdamW, SGD and Pyro's ClippedAdam are part of the
             graph; others take their step outside.
         loss: A loss of this package, or any with a ``differentiable_loss``.
-        compile: Whether to compile; without it every step is eager.
+        compile: Whether to compile. ``"record"`` records the step as well, but torch runs it
+            operation by operation, without a compiler: that is ready sooner, and its numbers are
+            those of eager steps to the last bit. Without it every step is eager.
         clip_norm: Largest norm of the gradient of all parameters together.
         nonfinite: ``"raise"`` an error if a loss or gradient is not finite, or ``"skip"`` the
             step. Such a step is never applied.
@@ -87,12 +89,17 @@ class CompiledSVI:
         optim: PyroOptim | Factory,
         loss: Any,
         *,
-        compile: bool = True,
+        compile: bool | str = True,
         clip_norm: float | None = None,
         nonfinite: str = "raise",
         max_graphs: int = 4,
         _backend: str = "inductor",
     ) -> None:
+        if compile not in (True, False, "record"):
+            raise ValueError(
+                f"CompiledSVI: expected compile to be True, False or 'record'; got {compile!r}. "
+                "Write: compile=True."
+            )
         if max_graphs < 1:
             raise ValueError(
                 f"CompiledSVI: expected max_graphs >= 1; got {max_graphs}. Write: max_graphs=4, "
@@ -101,13 +108,14 @@ class CompiledSVI:
         self.model, self.guide, self.optim, self.loss = model, guide, optim, loss
         self._all = AllParameters(optim, clip_norm)
         self._guard = Guard(nonfinite)
-        self._max_graphs, self._backend = max_graphs, _backend
+        self._max_graphs = max_graphs
+        self._backend = "record" if compile == "record" else _backend
         self._graphs: dict[Any, list[Built]] = {}
         self._checked: dict[Any, tuple[list[Tensor], Watch]] = {}
         self._refusals = Refusals()
         self._last: Built | None = None
-        self._compile = compile
-        if compile and (missing := unsupported()):
+        self._compile = compile is not False
+        if self._compile and (missing := unsupported()):
             self._compile = False
             self._refusals.tell(f"{missing}. Install torch {', '.join(TESTED_TORCH)}")
 

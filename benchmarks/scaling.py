@@ -158,6 +158,10 @@ AXES = {
 }
 
 
+WAYS: dict[str, bool | str] = {"eager": False, "recorded": "record", "compiled": True}
+"""What ``compile`` is, by name."""
+
+
 def stepper(axis: Axis, size: int, how: str) -> Callable[[], Any]:
     """Return a step that has been taken twice, so that it is compiled."""
     pyro.clear_param_store()
@@ -169,7 +173,7 @@ def stepper(axis: Axis, size: int, how: str) -> Callable[[], Any]:
         svi = SVI(model, axis.peer(model), pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     else:
         optim = partial(axis.optim, lr=1e-3)
-        svi = px.CompiledSVI(model, guide, optim, loss, compile=how == "compiled")
+        svi = px.CompiledSVI(model, guide, optim, loss, compile=WAYS[how])
     around = axis.around(size)
 
     def step() -> None:
@@ -187,7 +191,7 @@ def milliseconds(axis: Axis, size: int, how: str, *, rounds: int, seconds: float
     Args:
         axis: What grows.
         size: How large it is.
-        how: ``"eager"``, ``"compiled"`` or ``"Pyro"``.
+        how: ``"eager"``, ``"recorded"``, ``"compiled"`` or ``"Pyro"``.
         rounds: Number of rounds.
         seconds: Of a round, about.
     """
@@ -218,12 +222,13 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     cells = Cells(options.out)
     for name, axis in AXES.items():
-        hows = ["eager", "compiled"] + (["Pyro"] if axis.peer else [])
+        hows = [*WAYS, *(["Pyro"] if axis.peer else [])]
         for size in axis.sizes:
             for how in hows:
                 key = f"{name}/{how}/{size}"
                 wanted = options.only in key and size <= options.largest
-                if wanted and not (how == "compiled" and size > axis.compiled):
+                graph = WAYS.get(how, False)
+                if wanted and not (graph and size > axis.compiled):
                     measure = {"rounds": options.rounds, "seconds": options.seconds}
                     cells.get(key, partial(milliseconds, axis, size, how, **measure))
 

@@ -61,7 +61,7 @@ def until(
 
 
 def ours(case: Case, how: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Return the time of a compiled or an eager step, or of the automatic fit."""
+    """Return the time of eager, recorded or compiled steps, or of the automatic fit."""
     args, _, _ = load(case, options.data)
     family, _, bound = BOUNDS[case.posterior]
     pyro.clear_param_store()
@@ -81,7 +81,8 @@ def ours(case: Case, how: str, options: argparse.Namespace) -> dict[str, Any]:
         return {"seconds": seconds, "steps": None, "elbo": elbo, "reached": elbo >= bound}
     guide = px.AutoJoint(case.model, family=FAMILIES[family]())
     adam = partial(torch.optim.Adam, lr=LR)
-    svi = px.CompiledSVI(case.model, guide, adam, px.ELBO(DRAWS), compile=how == "compiled")
+    way = {"eager": False, "recorded": "record", "compiled": True}[how]
+    svi = px.CompiledSVI(case.model, guide, adam, px.ELBO(DRAWS), compile=way)
     return until(case, args, guide, lambda num: svi.run(num, *args), bound, options.limit)
 
 
@@ -132,7 +133,8 @@ def main(arguments: list[str] | None = None) -> None:
     cells = Cells(options.out, versions=process.versions)
     for case in (c for c in CASES if c.posterior in BOUNDS):
         jobs = {
-            f"ours/{h}": partial(ours, case, h, options) for h in ("eager", "compiled", "auto")
+            f"ours/{how}": partial(ours, case, how, options)
+            for how in ("eager", "recorded", "compiled", "auto")
         }
         jobs["Pyro/SVI"] = partial(pyros, case, options)
         if process.versions:

@@ -1,4 +1,4 @@
-"""What compiling costs and saves by the number of operations of an eager step.
+"""What recording and compiling cost and save by the number of operations of an eager step.
 
 ``python benchmarks/speed/payoff.py`` prints a row for each workload; the constants of
 ``pyro_ext/training/payoff.py`` are rounded from it.
@@ -9,7 +9,7 @@ import time
 
 import pyro
 import torch
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload
 
 import pyro_ext as px
 from pyro_ext.training.payoff import CountOperations
@@ -32,30 +32,39 @@ def per_step(
     return min(times)
 
 
+def prepared(work: Workload, *, compile: bool | str) -> tuple[px.CompiledSVI, float]:
+    """Return an SVI after its second step, and the seconds of that step."""
+    svi = px.CompiledSVI(work.model, work.guide, adam, work.loss, compile=compile)
+    svi.step(*work.args)
+    start = time.perf_counter()
+    svi.step(*work.args)
+    return svi, time.perf_counter() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), metavar="WORKLOAD")
     parser.add_argument("--rounds", type=int, default=5, help="the fastest of which is shown")
     options = parser.parse_args()
-    print("| workload | operations | eager | compiled | recording, compiling, proving |")
-    print("| --- | --: | --: | --: | --: |")
+    print("| workload | operations | eager | recorded | compiled | recording | compiling | pays |")
+    print("| --- | --: | --: | --: | --: | --: | --: | --: |")
     for name in options.workloads:
         pyro.clear_param_store()
         work = WORKLOADS[name]()
-        svi = px.CompiledSVI(work.model, work.guide, adam, work.loss, compile=False)
-        svi.step(*work.args)
+        plain, _ = prepared(work, compile=False)
         with CountOperations() as operations:
-            svi.step(*work.args)
-        eager = per_step(svi, work.args, 50, options.rounds)
-        other = px.CompiledSVI(work.model, work.guide, adam, work.loss)
-        other.step(*work.args)
-        start = time.perf_counter()
-        other.step(*work.args)
-        seconds = time.perf_counter() - start
-        compiled = per_step(other, work.args, 200, options.rounds)
+            plain.step(*work.args)
+        eager = per_step(plain, work.args, 50, options.rounds)
+        cells = []
+        for way in ("record", True):
+            svi, seconds = prepared(work, compile=way)
+            step = per_step(svi, work.args, 100, options.rounds)
+            pays = f"{seconds / (eager - step):,.0f}" if step < eager else "never"
+            cells.append((f"{step * 1e3:.3g} ms", f"{seconds:.2g} s", pays))
+        steps, ready, pays_from = (" | ".join(column) for column in zip(*cells, strict=True))
         print(
-            f"| {name} | {operations.count} | {eager * 1e3:.3g} ms | {compiled * 1e3:.3g} ms | "
-            f"{seconds:.3g} s |",
+            f"| {name} | {operations.count} | {eager * 1e3:.3g} ms | {steps} | {ready} | "
+            f"{pays_from.replace(' | ', ', ')} steps |",
             flush=True,
         )
 

@@ -229,4 +229,6 @@ class Graphs:
 
     def _refuse(self, why: str) -> None:
         self._open, self.built, self.told = False, None, f"no: {why}"
+        if self._compile == "auto" and self._chosen == "record":
+            return  # nobody asked for it, and little is lost
         warnings.warn(f"fit runs eagerly, because {why}.", UserWarning, stacklevel=2)

@@ -18,7 +18,7 @@ COMPILING_PAYS, RECORDING_PAYS = 5_000, 500
 
 # Rounded from benchmarks/speed/payoff.py.
 _SECONDS, _SECONDS_PER_OPERATION = 5.0, 0.03
-_RECORD_SECONDS, _RECORD_SECONDS_PER_OPERATION = 0.1, 0.003
+_RECORD_SECONDS, _RECORD_SECONDS_PER_OPERATION = 0.1, 0.002
 _OVERHEAD = 10e-6  # what Python and dispatch cost per operation, none of which a compiled step has
 _RECORDED = 0.3  # share of it that a recorded step has
 _FUSED = 0.2  # share of the time inside operations that compiling saves

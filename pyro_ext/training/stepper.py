@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step
-from pyro_ext.training.compiled.nonfinite import is_finite
+from pyro_ext.training.compiled.nonfinite import all_finite
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.optimizers import Optimizers, values
 from pyro_ext.training.ranks import Ranks
@@ -139,7 +139,8 @@ class Stepper:
     def _averaged(self, value: Tensor, *, finite: bool) -> tuple[Tensor, bool]:
         """Let the parameters have the gradient of all processes; return its loss."""
         grads = [param.grad for param in self._params]
-        finite = finite and all(is_finite(values(grad)) for grad in grads if grad is not None)
+        given = [values(grad) for grad in grads if grad is not None]
+        finite = finite and (not given or all_finite(given))
         loss, averaged, finite = self._ranks.average(value, self._params, grads, finite=finite)
         if self._ranks.size > 1:
             for param, grad in zip(self._params, averaged, strict=True):

@@ -8,6 +8,7 @@ import torch
 from training.compiled_cases import Y, adam, graph_svi, schools, train
 
 import pyro_ext as px
+from pyro_ext.training.compiled.nonfinite import all_finite
 
 
 def test_first_call_is_validated():
@@ -185,6 +186,22 @@ def test_wrong_arguments(options, error, match):
 def test_wrong_arguments_of_run(call, match):
     with pytest.raises(ValueError, match=match):
         call(graph_svi(schools, px.AutoJoint(schools)))
+
+
+LARGE = torch.full((4,), 3e38, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "finite"),
+    [
+        ([torch.ones(2), torch.ones((), dtype=torch.float32), torch.ones(0)], True),
+        ([LARGE, -LARGE], True),  # sums overflow, entries do not
+        ([torch.ones(2), torch.tensor([1.0, float("nan")])], False),
+        ([torch.tensor(float("inf")), torch.tensor(-float("inf"))], False),
+    ],
+)
+def test_entries_count_and_not_their_sums(tensors, finite):
+    assert all_finite(tensors) == finite
 
 
 def test_run_reports_steps_that_were_left_out():

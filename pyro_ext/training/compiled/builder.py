@@ -197,11 +197,7 @@ def _compiled(
     try:
         return build_step(recorded, optimizer, tensors, skipped, backend=backend)
     except Exception as error:
-        text = str(error).strip() or "it has nothing to say"
-        raise Uncompiled(
-            f"of {type(error).__name__}: {text.splitlines()[0][:200]}. Write compile='record' to "
-            "go without compiling"
-        ) from error
+        raise Uncompiled(f"{_said(error)}. Write compile='record' to go without it") from error
 
 
 def buffers(roots: Sequence[Any]) -> list[Tensor]:
@@ -241,5 +237,9 @@ def _reason(error: Exception) -> str:
             "plate, a loss of Pyro's own). Write torch.where for a branch on latents or data, "
             "with pyro.plate(...) for a loop, px.ELBO() for Trace_ELBO()"
         )
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return f"of {type(error).__name__}: {first[:200]}. Write compile=False to go without"
+    return f"{_said(error)}. Write compile=False to go without"
+
+
+def _said(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return f"of {type(error).__name__}: {text.splitlines()[0][:200]}"

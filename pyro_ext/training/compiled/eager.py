@@ -1,6 +1,5 @@
 """The step as Python runs it: validation off, and one optimizer for all parameters."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from pyro_ext._modules import of_stored_modules
 from pyro_ext.structure import trace_params
 from pyro_ext.training.compiled.denormals import Flushed
-from pyro_ext.training.compiled.nonfinite import is_finite
+from pyro_ext.training.compiled.nonfinite import all_finite
 from pyro_ext.training.compiled.optimizer import AllParameters
 
 __all__ = ["eager_step", "seen_params"]
@@ -60,7 +59,7 @@ def _step(
         return number, params, True
     optimizer.include(params)
     grads = torch.autograd.grad(value, params, allow_unused=True)
-    finite = math.isfinite(number) and all(is_finite(g) for g in grads if g is not None)
+    finite = all_finite([value.detach(), *(g for g in grads if g is not None)])
     if finite:
         optimizer.step(params, grads)
     return number, params, finite

@@ -1,24 +1,27 @@
 """What happens when a loss or gradient is not finite: the step is left out, and it is said."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Guard", "is_finite"]
+__all__ = ["Guard", "all_finite"]
 
 _EVERY = 100
 _WAYS = ("raise", "skip")
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Tell whether all entries are finite.
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether all entries of all tensors are finite, with one wait for the device.
 
     Args:
-        tensor: A tensor.
+        tensors: At least one tensor.
     """
+    device = tensors[0].device
+    total = sum(tensor.sum().to(device) for tensor in tensors)
     # A sum is cheap, and not finite if an entry is not; the reverse is looked at.
-    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(total) or all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 class Guard:

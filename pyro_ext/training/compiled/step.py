@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_ext.training.compiled.bindings import bind
 from pyro_ext.training.compiled.graph import Recorded
-from pyro_ext.training.compiled.nonfinite import is_finite
+from pyro_ext.training.compiled.nonfinite import all_finite
 from pyro_ext.training.compiled.optimizer import CLIP_NORM, CLIP_VALUE, AllParameters, clip
 from pyro_ext.training.compiled.private import compile_graph, functional_graph
 from pyro_ext.training.compiled.products import with_faster_products
@@ -109,7 +109,7 @@ class StepGraph:
     def _outside(self, loss: Tensor, *grads: Tensor) -> Tensor:
         """Let the optimizer take the step, and return the loss."""
         params, average = self.recorded.params, self._optimizer.average
-        finite = all(map(is_finite, (loss, *grads)))
+        finite = all_finite((loss, *grads))
         given: list[Tensor | None] = list(grads)
         if average is not None:
             loss, given, finite = average(loss, params, given, finite=finite)

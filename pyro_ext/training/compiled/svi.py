@@ -40,9 +40,9 @@ class CompiledSVI:
     The first call on arguments of new shapes is an ordinary eager step with validation on. The
     second one records and compiles the step, and proves on the same random numbers that it gives
     the eager loss and gradient. A train/eval switch, a frozen or new parameter, or a variable of
-    the model that is bound to something else, leads to a new graph. Whatever cannot be compiled
-    runs eagerly, with validation off and one optimizer for all parameters, after a warning that
-    says why.
+    the model that is bound to something else, leads to a new graph. What the compiler cannot do
+    is recorded alone, and what cannot be recorded runs eagerly, with validation off and one
+    optimizer for all parameters; a warning says why.
 
     The same seed gives the numbers of the eager step, up to rounding.
 

@@ -4,7 +4,8 @@
 and compiled, in both precisions, and prints the largest relative difference of a loss. Where it is
 over the tolerance, the eager steps are taken again from parameters moved by one rounding: some
 flows make a large difference of the smallest in 200 steps. Without ``--all`` each loss meets two
-guides and each guide two losses.
+guides and each guide two losses. With ``--record`` steps are recorded, not compiled, and no
+difference is allowed.
 """
 
 import argparse
@@ -81,7 +82,7 @@ def pairs(*, everything: bool) -> Iterator[tuple[str, str, str]]:
 
 
 def losses_of(
-    source: str, family: str, loss: str, *, compile: bool, moved: bool = False
+    source: str, family: str, loss: str, *, compile: bool | str, moved: bool = False
 ) -> tuple[torch.Tensor, float]:
     """Return the losses of 200 steps, and seconds of the first two.
 
@@ -119,6 +120,7 @@ def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every loss with every guide")
+    parser.add_argument("--record", action="store_true", help="steps that are not compiled")
     parser.add_argument("--match", default="", help="only pairs whose name has this in it")
     args = parser.parse_args()
     count = missed = 0
@@ -131,17 +133,19 @@ def main() -> None:
         name = f"{source}, {family} | {loss} | {str(dtype)[6:]}"
         try:
             eager, _ = losses_of(source, family, loss, compile=False)
-            found, seconds = losses_of(source, family, loss, compile=True)
+            way = "record" if args.record else True
+            found, seconds = losses_of(source, family, loss, compile=way)
         except (ValueError, TypeError, RuntimeError) as error:
             tqdm.write(f"| {name} | refused: {str(error).splitlines()[0][:90]} | |")
             continue
         difference = apart(found, eager)
         count += 1
         note = ""
-        if difference > TOLERANCE[dtype]:
+        tolerance = 0.0 if args.record else TOLERANCE[dtype]
+        if difference > tolerance:
             rounding = apart(losses_of(source, family, loss, compile=False, moved=True)[0], eager)
-            note = f" (over {TOLERANCE[dtype]:g}; one rounding makes {rounding:.1e})"
-            missed += difference > 10 * rounding
+            note = f" (over {tolerance:g}; one rounding makes {rounding:.1e})"
+            missed += args.record or difference > 10 * rounding
         tqdm.write(f"| {name} | {difference:.1e}{note} | {seconds:.0f} s |")
     print(f"\n{count} compared, {len(cases) - count} refused, {missed} off by more than rounding")
 

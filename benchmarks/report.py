@@ -79,11 +79,10 @@ def speed(content: dict[str, Any]) -> list[str]:
         best = min(result["ratio"][way] for way in ours)
         faster = {w: r for w, r in result["ratio"].items() if w not in ours and r < best}
         lost += [f"{way} on {name} ({r:.3g} against {best:.3g})" for way, r in faster.items()]
-        slow = {way: result["ratio"][way] for way in ("eager", "recorded")}
         lost += [
-            f"our {way} step on {name} ({ratio:.3g} times hand-written)"
-            for way, ratio in slow.items()
-            if ratio > 1
+            f"our {way} step on {name} ({result['ratio'][way]:.3g} times hand-written)"
+            for way in ("eager", "recorded")
+            if result["ratio"][way] > 1
         ]
     return [
         *table(["", "step", *names], rows),

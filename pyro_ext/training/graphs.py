@@ -154,7 +154,8 @@ class Graphs:
     def state(self) -> dict[str, Any]:
         """Return what it takes to go on by graph where one was in use."""
         return {
-            "used": None if self.built is None else self.built.backend,
+            "used": self.built is not None,
+            "backend": None if self.built is None else self.built.backend,
             "seen": min(self._seen, 1),
             "first": self._first,
             "told": self.told,
@@ -167,7 +168,8 @@ class Graphs:
             state: What ``state`` returned.
         """
         self._first = None if state["first"] is None else [tuple(s) for s in state["first"]]
-        self._chosen, self._due_at_once = state["used"], state["used"] is not None
+        self._due_at_once = state["used"]
+        self._chosen = state.get("backend")  # which files of earlier versions do not have
         if self._compile is True or self._deterministic:  # no clock decides: due where it was
             self._seen = state["seen"]
         if self._open:

@@ -293,6 +293,20 @@ def test_deterministic_asks_no_clock(monkeypatch):
     assert all(map(torch.equal, params, same))
 
 
+@pytest.mark.parametrize(
+    ("compile", "due"), [(True, "graph"), ("record", "record"), ("auto", None)]
+)
+@pytest.mark.parametrize("used", [True, False])
+def test_state_of_an_earlier_version_has_no_backend(compile, due, used):
+    params = [torch.zeros(1)]
+    chosen = graphs.Graphs(
+        (Model(), Model(), px.ELBO()), params, compile=compile, deterministic=False, say=print
+    )
+    chosen.load({"used": used, "seen": 0, "first": None, "told": "no"})
+    assert chosen._due(50, 100) == (due if used else None)
+    assert chosen.state()["backend"] is None
+
+
 @pytest.mark.parametrize("compile", ["yes"])
 def test_other_values(compile):
     match = "expected compile to be 'auto', True, False or 'record'; got"

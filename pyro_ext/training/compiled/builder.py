@@ -1,8 +1,8 @@
 """From a model, guide and loss to a step that was proved to be the eager one."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyro_ext._precision import active_autocast
 from pyro_ext.losses import Annealed
 from pyro_ext.training.compiled.annealing import Weight
 from pyro_ext.training.compiled.denormals import Flushed
-from pyro_ext.training.compiled.graph import Recorded, record
+from pyro_ext.training.compiled.graph import record
 from pyro_ext.training.compiled.optimizer import AllParameters
 from pyro_ext.training.compiled.proof import Uncompiled, prove, unchanged
 from pyro_ext.training.compiled.signature import Call, call_of, shape_of
@@ -171,7 +171,8 @@ def _build(
             )
         _check_memory(recorded.held, recorded.params)
         watch = Watch(roots, recorded.held, pyro.get_param_store())
-        step = _compiled(recorded, optimizer, call.tensors, skipped, backend)
+        with _compiling():
+            step = build_step(recorded, optimizer, call.tensors, skipped, backend=backend)
         prove(step, eager, call.tensors, [*changing, skipped], skipped.device)
     except Unsuitable:
         raise
@@ -187,15 +188,11 @@ def _build(
     return Built(call, step, watch, weight, backend)
 
 
-def _compiled(
-    recorded: Recorded,
-    optimizer: AllParameters,
-    tensors: Sequence[Tensor],
-    skipped: Tensor,
-    backend: str,
-) -> StepGraph:
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Within this context an error says that the step is recorded, but cannot be compiled."""
     try:
-        return build_step(recorded, optimizer, tensors, skipped, backend=backend)
+        yield
     except Exception as error:
         raise Uncompiled(f"{_said(error)}. Write compile='record' to go without it") from error
 

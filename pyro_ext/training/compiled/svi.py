@@ -114,7 +114,7 @@ class CompiledSVI:
         self._checked: dict[Any, tuple[list[Tensor], Watch]] = {}
         self._refusals = Refusals()
         self._last: Built | None = None
-        self._compile = compile is not False
+        self._compile = bool(compile)
         if self._compile and (missing := unsupported()):
             self._compile = False
             self._refusals.tell(f"{missing}. Install torch {', '.join(TESTED_TORCH)}")

@@ -53,8 +53,9 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
             latents = _names({n: s for n, s in model_sites.items() if not s["is_observed"]})
             raise ValueError(
                 f"site '{name}': expected the guide to sample the model's latents alone, "
-                f"{latents}; got this site too. Write: the name of a latent, or pyro.sample("
-                f"'{name}', ..., infer={{'is_auxiliary': True}})."
+                f"{latents}; got this site too. Write: the name of a latent, or a site '{name}' "
+                "in the model as well, its distribution given the latents; infer={'is_auxiliary': "
+                "True} for a draw that latents are one-to-one functions of."
             )
 
 

@@ -118,7 +118,14 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
 
 
 def _key(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> tuple[Any, ...]:
-    return (*identity(pair.model), *identity(pair.guide), joint, rerun, many)
+    return (*map(_callable_key, (pair.model, pair.guide)), joint, rerun, many)
+
+
+def _callable_key(fn: Any) -> tuple[Any, ...]:
+    """Return which callable it is, and the modes of its modules: dropout shows in one alone."""
+    owner = getattr(fn, "__self__", fn)
+    modules = owner.modules() if isinstance(owner, torch.nn.Module) else ()
+    return *identity(fn), tuple([module.training for module in modules])
 
 
 def _remember(pair: Pair, found: Found, *, joint: bool, rerun: Rerun, many: bool) -> Found:

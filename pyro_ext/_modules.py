@@ -1,15 +1,16 @@
 """A module under a name by which Pyro's store knows another one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyro.params.param_store import param_with_module_name
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_ext.structure import unconstrained
 
-__all__ = ["of_stored_modules"]
+__all__ = ["evaluated", "leaves_of", "of_stored_modules"]
 
 _DIVIDER = param_with_module_name("", "")
 
@@ -28,7 +29,7 @@ def of_stored_modules(loss: Callable[[], Tensor]) -> Tensor:
     """
     with _OtherModules() as others:
         value = loss()
-    used = _leaves(value) if others.given else set()
+    used = leaves_of(value) if others.given else set()
     for (name, given), param in others.given.items():
         if given in used:
             raise ValueError(
@@ -38,6 +39,43 @@ def of_stored_modules(loss: Callable[[], Tensor]) -> Tensor:
                 "before the first step of a new model, or a name of its own for each module."
             )
     return value
+
+
+@contextmanager
+def evaluated(*modules: nn.Module) -> Iterator[None]:
+    """Within this context modules are in evaluation mode: no dropout, no batch statistics.
+
+    Args:
+        *modules: The modules.
+    """
+    training = {part for module in modules for part in module.modules() if part.training}
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def leaves_of(value: Tensor) -> set[int]:
+    """Return the ids of the parameters that a tensor was computed from.
+
+    Args:
+        value: The tensor.
+    """
+    found: set[int] = set()
+    seen: set[Any] = set()
+    stack: list[Any] = [value.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        stack += [before for before, _ in node.next_functions]
+    return found
 
 
 class _OtherModules(Messenger):
@@ -51,18 +89,3 @@ class _OtherModules(Messenger):
         name, given = msg["name"], msg["args"][1:2]
         if _DIVIDER in name and given and unconstrained(msg["value"]) is not given[0]:
             self.given[name, id(given[0])] = given[0]
-
-
-def _leaves(value: Tensor) -> set[int]:
-    """Return the ids of the parameters that a tensor was computed from."""
-    found: set[int] = set()
-    seen: set[Any] = set()
-    stack: list[Any] = [value.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        found.add(id(getattr(node, "variable", None)))
-        stack += [before for before, _ in node.next_functions]
-    return found

@@ -195,7 +195,9 @@ def _tails(log_w: Tensor) -> tuple[Tensor, Tensor]:
     size = int(3 * num**0.5) if num > 225 else num // 5
     top = log_w.topk(size + 1, 0).values
     finite = top.masked_fill(top == -math.inf, 0.0).abs().amax(0).clamp(min=1.0)
-    varying = top[0] - top[size - 1] > 64 * torch.finfo(log_w.dtype).eps * finite
+    rounding = torch.finfo(log_w.dtype).eps * finite
+    # Log weights of many data are large: 64 roundings of 1e5 would hide a tail of half a nat.
+    varying = top[0] - top[size - 1] > torch.minimum(64 * rounding, (4 * rounding).clamp(min=0.01))
     quartile = top[size - int(size / 4 + 0.5)]
     unfit = (quartile == top[size]) | (top[0] - quartile > _UNDERFLOW)
     return varying.cpu(), (varying & unfit).cpu()

@@ -1,8 +1,9 @@
 """Log density of a site of a trace, kept where it has to be computed early."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import pyro.distributions as dist
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from pyro_ext._precision import full_precision, is_half, widened
 from pyro_ext.structure import plate_frames, sample_sites
 
-__all__ = ["check_shape", "score", "set_log_prob", "site_log_prob"]
+__all__ = ["check_shape", "score", "set_log_prob", "site_log_prob", "unmask"]
 
 _SCORED = "_pyro_ext_log_prob"
 
@@ -62,6 +63,37 @@ def score(trace: Trace) -> None:
     """
     for _, site in sample_sites(trace):
         site[_SCORED] = site_log_prob(site)
+
+
+def unmask(model_trace: Trace, drawn: Iterable[str]) -> None:
+    """Let the prior count for latents that a mask of rows hides and that a guide draws.
+
+    Where the guide's density counts and the prior's does not, log p - log q has no upper limit;
+    with both a latent that no datum depends on adds nothing. ``mask=False`` on a whole site, which
+    asks for a flat prior, is left alone.
+
+    Args:
+        model_trace: Trace of the model.
+        drawn: Names of the latents whose density in the guide counts.
+    """
+    nodes: dict[str, Any] = model_trace.nodes
+    for name in drawn:
+        if name not in nodes:
+            continue
+        site = nodes[name]
+        if isinstance(site["mask"], Tensor):
+            site["mask"] = None
+        site["fn"] = _without_mask(site["fn"])
+
+
+def _without_mask(fn: Any) -> Any:
+    if isinstance(fn, dist.Independent):
+        base = _without_mask(fn.base_dist)
+        same = base is fn.base_dist
+        return fn if same else base.to_event(fn.reinterpreted_batch_ndims)
+    if isinstance(fn, dist.MaskedDistribution) and isinstance(fn._mask, Tensor):
+        return _without_mask(fn.base_dist)
+    return fn
 
 
 def check_shape(site: Any, shape: Sequence[int], lead: int = 0) -> None:

@@ -96,8 +96,10 @@ def ciwae(
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"ciwae: expected beta in [0, 1]; got {beta}. Write: beta=0.5.")
-    one = elbo(log_weights, log_strata=log_strata)
-    return beta * one + (1 - beta) * iwae(log_weights, log_strata=log_strata)
+    one, many = (bound(log_weights, log_strata=log_strata) for bound in (elbo, iwae))
+    if beta in (0, 1):  # 0 · -inf is not a number
+        return one if beta else many
+    return beta * one + (1 - beta) * many
 
 
 def renyi(

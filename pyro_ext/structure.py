@@ -17,6 +17,7 @@ __all__ = [
     "Structure",
     "analyse",
     "identity",
+    "is_delta",
     "is_random",
     "plate_frames",
     "sample_sites",
@@ -114,10 +115,15 @@ def plate_frames(site: Any) -> list[Any]:
 
 def is_random(site: Any) -> bool:
     """Tell whether a guide site draws anything (a Delta does not)."""
+    return not site["is_observed"] and not is_delta(site)
+
+
+def is_delta(site: Any) -> bool:
+    """Tell whether a site has all its mass at one value."""
     fn = site["fn"]
     while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
         fn = fn.base_dist
-    return not site["is_observed"] and not isinstance(fn, dist.Delta)
+    return isinstance(fn, dist.Delta)
 
 
 def analyse(model_trace: Trace, guide_trace: Trace) -> Structure:

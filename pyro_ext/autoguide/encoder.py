@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer.autoguide import init_to_median
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
+from pyro_ext._modules import leaves_of
 from pyro_ext._precision import as_outside, widened
 from pyro_ext.autoguide.guide import Group
 from pyro_ext.autoguide.local import LocalGuide
@@ -60,8 +62,9 @@ class EncoderGuide(LocalGuide):
             del self._setup_args
 
     def _create_local_source(self, group: Group, initial: Tensor, batch: Batch | None) -> None:
-        with torch.no_grad():
+        with torch.enable_grad():
             features = self._features(batch, *self._setup_args)
+            self._check_trained(features)
         with torch.device("cpu"):  # a seed then means the same on each device
             head = nn.Linear(features.shape[-1], group.num_params)
         head = head.to(dtype=features.dtype, device=features.device)
@@ -87,6 +90,19 @@ class EncoderGuide(LocalGuide):
             features = widened(self.encoder(*args, **kwargs))
         self._check_features(features, batch.size if batch is not None else None)
         return features
+
+    def _check_trained(self, features: Tensor) -> None:
+        """Raise if the encoder is a function of parameters that nobody would train."""
+        stored = pyro.get_param_store()._params.values()
+        of_model = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+        known = {id(param) for param in (*self.parameters(), *stored, *of_model)}
+        if unknown := leaves_of(features) - known:
+            raise ValueError(
+                f"{type(self).__name__}: expected an encoder whose parameters the guide knows; "
+                f"got a function of {len(unknown)} trainable tensors that are not the guide's, "
+                f"and would stay as they are. Write: {type(self).__name__}(model, encoder) with "
+                "the torch.nn.Module itself, or encoder.requires_grad_(False) to leave it so."
+            )
 
     def _check_features(self, features: Any, size: int | None) -> None:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__

@@ -117,6 +117,10 @@ class GuideModule(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:
         """Keep the own name in an ``AutoGuideList``, whose own is that of the next list too."""
+        for module in self.modules():
+            # Pyro refuses an encoder that has run under another name.
+            if module is not self and isinstance(module, PyroModule):
+                module._pyro_context = type(context)()
         super()._pyro_set_supermodule(self._own, context)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -63,6 +63,14 @@ class Latent:
         return isinstance(base, ComposeTransform) and not base.parts
 
     @cached_property
+    def increasing(self) -> bool:
+        """Whether that bijection is increasing, entry by entry, so that it keeps quantiles."""
+        base: Any = self.transform
+        while isinstance(base, IndependentTransform):
+            base = base.base_transform
+        return base.domain.event_dim == 0 and bool((torch.as_tensor(base.sign) > 0).all())
+
+    @cached_property
     def unconstrained_shape(self) -> Size:
         """Shape of one unconstrained value. The bounds of a support may have batch dims."""
         shape = [1] * self.nesting

@@ -134,7 +134,7 @@ def find_batch(
         RuntimeError: If the model does not enter the plate.
     """
     try:
-        with _FindPlate(frame.name, values, owner):
+        with torch.no_grad(), _FindPlate(frame.name, values, owner):
             model(*args, **kwargs)
     except _PlateFound as plate_found:
         # Without its frames, which would keep all that a step holds until the next collection.

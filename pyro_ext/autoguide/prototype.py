@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import prototype_hide_fn
@@ -15,6 +16,8 @@ from torch.distributions.constraints import Constraint
 from pyro_ext.autoguide.packing import Frame, Latent
 
 __all__ = ["latent_of", "prototype_of"]
+
+_CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
 
 def prototype_of(
@@ -103,6 +106,14 @@ def latent_of(name: str, site: Any, *, owner: str) -> Latent:
             in no plate.
     """
     fn = site["fn"]
+    base = fn.base_dist if isinstance(fn, dist.Independent) else fn
+    if isinstance(base, _CIRCULAR):
+        raise ValueError(
+            f"{owner}: expected a latent on the real line or in a part of it; got site '{name}', "
+            f"a {type(base).__name__}, whose density repeats itself there. Write: an angle "
+            f"pyro.sample('{name}', dist.Uniform(-math.pi, math.pi)) with the density as "
+            "pyro.factor, or a dist.ProjectedNormal."
+        )
     _bijection(name, fn.support, owner=owner)
     for frame in site["cond_indep_stack"]:
         if not frame.vectorized:

@@ -25,7 +25,8 @@ class AutoSemiAmortized(EncoderGuide):
 
     Args:
         model: A Pyro model with latents inside a data plate.
-        encoder: Module or function of the model's arguments that returns ``(batch, features)``.
+        encoder: Module, or function without parameters, of the model's arguments that returns
+            ``(batch, features)``.
         family: Family of the latents of one datapoint.
         plate: Name of the data plate; by default the only one that holds latents, or the only
             subsampled one.

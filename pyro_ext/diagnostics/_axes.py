@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "D", "^", "v", "P")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")  # one more: the seventh guide differs
 LIMIT: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 

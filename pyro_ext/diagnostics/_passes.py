@@ -1,6 +1,7 @@
 """Log weights in chunks of particles and of rows, all of them, in bounded memory."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_ext.diagnostics._target import Target, WholePlates
 from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
-from pyro_ext.structure import sample_sites
+from pyro_ext.structure import is_delta, sample_sites
 from pyro_ext.weights import LogWeights, log_weights
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "only_rows",
     "pairs_per_pass",
     "particles_per_pass",
+    "points_of",
     "progress",
 ]
 
@@ -70,6 +72,13 @@ def inspect(target: Target, plates: WholePlates) -> Layout:
         plates: What ``undisturbed`` yields.
     """
     weights = log_weights(target.model, target.guide, *target.args, **target.kwargs)
+    if points := points_of(target, weights.guide_trace):
+        warnings.warn(
+            f"the guide has {points} at a point: k-hat, ELBO and evidence are those of the others "
+            "given that point, times its prior density, and say nothing about its posterior. "
+            "Write: px.AutoJoint(model), for a distribution.",
+            stacklevel=1,  # said once, wherever it comes from
+        )
     traces = (weights.model_trace, weights.guide_trace)
     largest = max(site["value"].numel() for trace in traces for _, site in sample_sites(trace))
     local = [term for term in weights.terms if term.plates]
@@ -110,7 +119,7 @@ def joint_weights(
     step = particles_per_pass(layout, chunk_size)
     for start in range(0, num, step):
         count = min(step, num - start)
-        yield log_weights(
+        weights = log_weights(
             target.model,
             target.guide,
             *target.args,
@@ -118,6 +127,15 @@ def joint_weights(
             joint=True,
             **target.kwargs,
         )
+        if start == 0 and (plate := weights.terms[0].subsampled) is not None:
+            warnings.warn(
+                f"the model shows a part of plate '{plate}' by its own subsample=. What is shown "
+                "counts for all: log p(x, z) is neither that of the part nor that of the data. "
+                f"Write: subsample=None in plate '{plate}', and all its data, or "
+                "subsample_size=B, which draws B of them.",
+                stacklevel=3,
+            )
+        yield weights
 
 
 def particles_per_pass(layout: Layout, chunk_size: int | None) -> int:
@@ -164,6 +182,30 @@ def progress(total: int, what: str) -> "tqdm[Any]":
         what: What is being done.
     """
     return tqdm(total=total, desc=what, delay=2, disable=None, leave=False, unit_scale=True)
+
+
+def points_of(target: Target, trace: Trace | None = None) -> list[str]:
+    """Return the latents that the guide has at one point, where there is no posterior to judge.
+
+    Args:
+        target: Whose guide to look at.
+        trace: A trace of the guide, if there is one.
+    """
+
+    def deltas(found: Trace) -> dict[str, Any]:
+        sites = [(name, site) for name, site in sample_sites(found) if not site["is_observed"]]
+        return {name: site["value"] for name, site in sites if is_delta(site)}
+
+    def run() -> Trace:
+        return poutine.trace(target.guide).get_trace(*target.args, **target.kwargs)
+
+    first = deltas(run() if trace is None else trace)
+    if not first:
+        return []
+    # Functions of draws, as the sites of an automatic guide are, have another value now.
+    with torch.random.fork_rng(devices=target.devices()):
+        again = deltas(run())
+    return [name for name, value in first.items() if torch.equal(value, again[name])]
 
 
 def _local_pass(target: Target, layout: Layout, chunk: Tensor, count: int) -> Tensor:

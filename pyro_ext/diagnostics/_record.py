@@ -12,16 +12,16 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_ext._site_log_prob import site_log_prob
-from pyro_ext.structure import ParticlePlate, plate_frames
+from pyro_ext.structure import ParticlePlate, is_delta, plate_frames
 
-__all__ = ["FreeData", "Record", "predict", "record", "value_sites"]
+__all__ = ["FreeData", "Record", "aligned", "is_fixed", "predict", "record", "value_sites"]
 
 
 class FreeData(Messenger):
     """Handler that samples observed sites; unlike Pyro's, it leaves deterministic ones alone."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not msg["infer"].get("_deterministic", False):
+        if msg["is_observed"] and not is_fixed(msg):
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
 
@@ -46,7 +46,7 @@ class Record:
     def arrays(self) -> dict[str, dict[str, Tensor]]:
         """Return all chunks put together."""
         return {
-            group: {name: torch.cat(parts) for name, parts in variables.items()}
+            group: {n: torch.cat(p) if len(p) > 1 else p[0] for n, p in variables.items()}
             for group, variables in self.groups.items()
         }
 
@@ -67,23 +67,26 @@ def record(
         trace: Trace of the model; particles are the batch dim left of the plates.
         nesting: Number of plate dims.
         count: Number of particles.
-        latents: Names of the latents; by default the sites that are not observed.
+        latents: Names of the latents; by default the sites that are not observed. Others that are
+            not observed, which Pyro's kernels sum out, are left alone.
         log_likelihood: Whether to add log likelihoods.
     """
     names = None if latents is None else set(latents)
     first = "observed_data" not in into.groups
     for name, site in value_sites(trace):
-        fixed = site["infer"].get("_deterministic", False)
+        fixed = is_fixed(site)
         latent = not site["is_observed"] if names is None else name in names
+        if not (fixed or latent or site["is_observed"]):
+            continue
         event_dim = _event_dim(site, nesting, count)
-        values, plates = _aligned(site, site["value"], event_dim, nesting, count)
+        values, plates = aligned(site, site["value"], event_dim, nesting, count)
         into.plates[name], into.events[name] = plates, event_dim
         if fixed or latent:
             into.add("posterior", name, values)
             continue
         if log_likelihood:
             into.add(
-                "log_likelihood", name, _aligned(site, site_log_prob(site), 0, nesting, count)[0]
+                "log_likelihood", name, aligned(site, site_log_prob(site), 0, nesting, count)[0]
             )
         if first:
             into.add("observed_data", name, values[0])
@@ -112,8 +115,13 @@ def predict(
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     for name, site in value_sites(trace):
         if name in observed:
-            values, _ = _aligned(site, site["value"], into.events[name], nesting, count)
+            values, _ = aligned(site, site["value"], into.events[name], nesting, count)
             into.add("posterior_predictive", name, values)
+
+
+def is_fixed(site: Any) -> bool:
+    """Tell whether a site is a function of others: deterministic, or what a reparam leaves."""
+    return bool(site["infer"].get("_deterministic")) or (site["is_observed"] and is_delta(site))
 
 
 def value_sites(trace: Trace) -> Iterable[tuple[str, Any]]:
@@ -123,6 +131,32 @@ def value_sites(trace: Trace) -> Iterable[tuple[str, Any]]:
             continue
         if isinstance(site["value"], Tensor) and site["value"].numel() > 0:
             yield name, site
+
+
+def aligned(
+    site: Any, value: Tensor, event_dim: int, nesting: int, count: int
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return values of shape ``(count, *plates, *event)`` and the names of the plates.
+
+    Args:
+        site: The site.
+        value: One value for each particle and element, or fewer that are alike.
+        event_dim: Number of its event dims.
+        nesting: Number of plate dims.
+        count: Number of particles.
+    """
+    event = value.shape[value.dim() - event_dim :]
+    batch = value.shape[: value.dim() - event_dim]
+    batch = torch.Size((1,) * (nesting + 1 - len(batch))) + batch
+    names = {frame.dim: frame.name for frame in plate_frames(site)}
+    sizes = {frame.dim: frame.size for frame in plate_frames(site)}
+    kept = [dim for dim in range(-nesting, 0) if dim in names or batch[dim] > 1]
+    value = value.reshape(batch + event)
+    shape = [sizes.get(dim, batch[dim]) for dim in range(-nesting, 0)]
+    value = value.expand(count, *shape, *event)
+    value = value.reshape(count, *(shape[nesting + dim] for dim in kept), *event)
+    plates = tuple(names.get(dim, f"{site['name']}_batch_{nesting + dim}") for dim in kept)
+    return value, plates
 
 
 def _event_dim(site: Any, nesting: int, count: int) -> int:
@@ -147,21 +181,3 @@ def _fits(shape: tuple[int, ...], event_dim: int, site: Any, batch: int, count: 
         if 0 <= axis < len(shape) - event_dim and shape[axis] not in (1, sizes.get(dim, 1)):
             return False
     return True
-
-
-def _aligned(
-    site: Any, value: Tensor, event_dim: int, nesting: int, count: int
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Return values of shape ``(count, *plates, *event)`` and the names of the plates."""
-    event = value.shape[value.dim() - event_dim :]
-    batch = value.shape[: value.dim() - event_dim]
-    batch = torch.Size((1,) * (nesting + 1 - len(batch))) + batch
-    names = {frame.dim: frame.name for frame in plate_frames(site)}
-    sizes = {frame.dim: frame.size for frame in plate_frames(site)}
-    kept = [dim for dim in range(-nesting, 0) if dim in names or batch[dim] > 1]
-    value = value.reshape(batch + event)
-    shape = [sizes.get(dim, batch[dim]) for dim in range(-nesting, 0)]
-    value = value.expand(count, *shape, *event)
-    value = value.reshape(count, *(shape[nesting + dim] for dim in kept), *event)
-    plates = tuple(names.get(dim, f"{site['name']}_batch_{nesting + dim}") for dim in kept)
-    return value, plates

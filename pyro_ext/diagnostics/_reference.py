@@ -1,6 +1,6 @@
 """What posteriors are held against: reference draws or exact moments, and the distance to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,19 @@ from pyro_ext.diagnostics.datatree import from_draws, from_mcmc
 __all__ = [
     "Distance",
     "Moments",
+    "Place",
     "Reference",
     "distance",
-    "labels_of",
+    "draws_at",
     "moments_of",
+    "places_of",
     "to_reference",
 ]
+
+_MIN_DRAWS = 10
+
+Place = tuple[str, int]
+"""A scalar: its variable, and its position there in C order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +96,14 @@ def to_reference(reference: Any) -> Reference:
         if all(isinstance(value, tuple) and len(value) == 2 for value in reference.values()):
             return Reference("exact", {n: _exact(n, *pair) for n, pair in reference.items()}, None)
         tree = from_draws(reference)
+        count = tree["posterior"].sizes["draw"]
+        if count < _MIN_DRAWS:
+            name = next(iter(reference))
+            raise ValueError(
+                f"compare: expected at least {_MIN_DRAWS} reference draws, or moments as tuples; "
+                f"got {count} values of '{name}' in a {type(reference[name]).__name__}. Write: "
+                f"reference={{'{name}': (mean, sd)}}."
+            )
         return Reference("reference", moments_of(tree), tree)
     if hasattr(reference, "get_samples"):
         tree = from_mcmc(reference)
@@ -119,11 +134,11 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
     """Return the distances of the marginals that both have.
 
     Args:
-        posterior: Independent draws of a guide.
+        posterior: Draws.
         reference: What to hold them against.
 
     Raises:
-        ValueError: If they share no variable, or their shapes differ.
+        ValueError: If they share no variable that varies, or their shapes differ.
     """
     labels: list[str] = []
     parts: list[Array] = []
@@ -136,7 +151,10 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
             "(mean, sd)}."
         )
     for name in shared:
-        draws = np.asarray(group[name].values[0], dtype=float)
+        chains = np.asarray(group[name].values, dtype=float)
+        draws = chains.reshape(-1, *chains.shape[2:])
+        markov = len(chains) > 1 or posterior.attrs.get("inference_method") == "MCMC"
+        size = effective_sizes(chains) if markov else len(draws)
         right = reference.moments[name]
         if draws.shape[1:] != right.mean.shape:
             raise ValueError(
@@ -147,17 +165,51 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
         with np.errstate(divide="ignore", invalid="ignore"):
             error = (draws.mean(0) - right.mean) / right.sd
             ratio = draws.std(0, ddof=1) / right.sd
-        noise = np.sqrt(ratio**2 / len(draws) + 1 / right.size)
+        noise = np.sqrt(ratio**2 / size + 1 / right.size)
         varies = (right.sd > 0).reshape(-1)
         labels += [
-            label for label, keep in zip(labels_of(group[name]), varies, strict=True) if keep
+            label for label, keep in zip(_labels_of(group[name]), varies, strict=True) if keep
         ]
         parts.append(tuple(part.reshape(-1)[varies] for part in (error, ratio, noise)))  # type: ignore[arg-type]
+    if not labels:
+        raise ValueError(
+            f"compare: expected a reference that varies; got one with sd 0 in all of {shared}. "
+            f"Write: reference={{'{shared[0]}': (mean, sd)}} with sd > 0."
+        )
     errors, ratios, noises = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Distance(labels, errors, ratios, noises)
 
 
-def labels_of(variable: Any) -> list[str]:
+def places_of(tree: DataTree) -> dict[str, Place]:
+    """Return the place of each scalar of the group ``posterior`` by its name.
+
+    Args:
+        tree: The draws.
+    """
+    return {
+        label: (str(name), index)
+        for name, variable in tree["posterior"].data_vars.items()
+        for index, label in enumerate(_labels_of(variable))
+    }
+
+
+def draws_at(tree: DataTree, places: Sequence[Place]) -> Array:
+    """Return the draws of some scalars, all chains of them, ``(scalars, draws)``.
+
+    By position, as two trees may name the same dim by other coordinates.
+
+    Args:
+        tree: The draws.
+        places: The scalars.
+    """
+    values: dict[str, Array] = {}
+    for name in dict.fromkeys(name for name, _ in places):
+        draws = np.asarray(tree["posterior"][name].values, dtype=float)
+        values[name] = draws.reshape(draws.shape[0] * draws.shape[1], -1)
+    return np.stack([values[name][:, index] for name, index in places])
+
+
+def _labels_of(variable: Any) -> list[str]:
     """Return the name of each scalar of a variable, such as ``theta[3]``, in C order.
 
     Args:

@@ -26,6 +26,8 @@ class Result:
         distances: All distances to the reference, if there is one.
         gaps: Approximation and amortization gap, if asked for.
         calibration: Ranks of simulated truths, if asked for.
+        points: Latents that the guide has at a point, so that it has no posterior of them.
+        model: Which model it is, so that guides of one model are known.
     """
 
     evidence: Evidence
@@ -37,3 +39,5 @@ class Result:
     distances: Distances | None = None
     gaps: Gaps | None = None
     calibration: Calibration | None = None
+    points: tuple[str, ...] = ()
+    model: tuple[int, int] | None = None

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_ext.diagnostics._record import FreeData, value_sites
+from pyro_ext.diagnostics._record import FreeData, is_fixed, value_sites
 from pyro_ext.diagnostics._target import Target
 
 __all__ = ["Simulated", "simulate"]
@@ -42,9 +42,13 @@ def simulate(owner: str, target: Target) -> Simulated:
     real = _observed(target.model, target)
     free = poutine.trace(FreeData()(target.model)).get_trace(*target.args, **target.kwargs)
     sites: dict[str, Any] = dict(value_sites(free))
-    values = [*target.args, *target.kwargs.values()]
+    given = [*target.args, *target.kwargs.values()]
+    values = list(given)
     for name, data in real.items():
-        places = [i for i, value in enumerate(values) if _same(value, data)]
+        # Another argument may be equal to the data by chance, as binary covariates are.
+        places = [i for i, value in enumerate(given) if value is data] or [
+            i for i, value in enumerate(given) if _equal(value, data)
+        ]
         if not places:
             raise ValueError(
                 f"{owner}: expected the values of the observed site '{name}' to be an argument of "
@@ -56,7 +60,7 @@ def simulate(owner: str, target: Target) -> Simulated:
     latents = {
         name: site["value"].detach()
         for name, site in sites.items()
-        if name not in real and not site["infer"].get("_deterministic", False)
+        if name not in real and not is_fixed(site)
     }
     count = len(target.args)
     return Simulated(
@@ -69,11 +73,11 @@ def _observed(model: Callable[..., Any], target: Target) -> dict[str, Tensor]:
     return {
         name: site["value"]
         for name, site in value_sites(trace)
-        if site["is_observed"] and not site["infer"].get("_deterministic", False)
+        if site["is_observed"] and not is_fixed(site)
     }
 
 
-def _same(value: Any, data: Tensor) -> bool:
+def _equal(value: Any, data: Tensor) -> bool:
     if not isinstance(value, Tensor) or value.shape != data.shape:
         return False
-    return value is data or torch.equal(value, data.to(value.dtype))
+    return torch.equal(value, data.to(value.dtype))

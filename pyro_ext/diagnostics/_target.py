@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import pyro
@@ -10,6 +11,9 @@ import torch
 from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+
+from pyro_ext._modules import evaluated
+from pyro_ext.training.compiled.walk import in_sight
 
 __all__ = ["Fitted", "Target", "WholePlates", "resolve", "undisturbed"]
 
@@ -40,11 +44,10 @@ class Target:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    @property
+    @cached_property
     def modules(self) -> list[nn.Module]:
-        """The torch modules behind model and guide."""
-        owners = [getattr(fn, "__self__", fn) for fn in (self.model, self.guide)]
-        return [owner for owner in owners if isinstance(owner, nn.Module)]
+        """The torch modules that model and guide are or see, as functions see an encoder."""
+        return in_sight(self.model, self.guide)
 
     def devices(self) -> list[torch.device]:
         """Return the CUDA devices in use."""
@@ -112,7 +115,6 @@ def undisturbed(target: Target, seed: int | None) -> Iterator["WholePlates"]:
         Which plates are subsampled, and how many of their elements to show.
     """
     store = pyro.get_param_store()
-    modes = [(part, part.training) for module in target.modules for part in module.modules()]
     state = pyro.util.get_rng_state()
     with ExitStack() as stack:
         stack.callback(pyro.util.set_rng_state, state)
@@ -121,10 +123,7 @@ def undisturbed(target: Target, seed: int | None) -> Iterator["WholePlates"]:
         stack.enter_context(torch.no_grad())
         plates = WholePlates()
         stack.enter_context(plates.active())
-        for part, training in modes:
-            stack.callback(setattr, part, "training", training)
-        for module in target.modules:
-            module.eval()
+        stack.enter_context(evaluated(*target.modules))
         if seed is not None:
             pyro.set_rng_seed(seed)
         yield plates

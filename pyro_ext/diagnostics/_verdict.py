@@ -10,7 +10,7 @@ from pyro_ext.diagnostics._reference import Distance
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics.evidence import Evidence
 
-__all__ = ["behind_best", "choice", "plain", "sentence", "short"]
+__all__ = ["behind_best", "choice", "missed", "plain", "sentence", "short"]
 
 _MEAN_LIMIT = 0.1
 _SD_LIMIT = math.log(1.1)
@@ -19,6 +19,7 @@ _NEARLY_ALL = 0.9
 _FEW = 0.1
 _LARGE = 1000.0
 _UNTRUSTED = 2  # the last of the grades
+_MISSED = -math.log(0.9)  # nats of log p(x), where a tenth of the posterior is not found
 
 
 def behind_best(results: Mapping[str, Result]) -> dict[str, Estimate]:
@@ -36,24 +37,48 @@ def behind_best(results: Mapping[str, Result]) -> dict[str, Estimate]:
     return found
 
 
-def short(result: Result) -> str:
+def missed(results: Mapping[str, Result]) -> dict[str, str]:
+    """Return the guides that leave out a part of the posterior, and which guide finds it.
+
+    An ELBO is at most log p(x). Where a guide's estimate of log p(x) is below the ELBO of another
+    guide of the same model, it has drawn from a part of the posterior alone, of which its k-hat
+    cannot know.
+
+    Args:
+        results: Results by name.
+    """
+    found = {}
+    for name, result in results.items():
+        rivals = [n for n, r in results.items() if r.model == result.model and n != name]
+        if result.model is None or not rivals:
+            continue
+        finder = max(rivals, key=lambda rival: results[rival].evidence.elbo.value)
+        best, own = results[finder].evidence.elbo, result.evidence.log_evidence
+        if best.value - own.value > _MISSED + _SIGMAS * math.hypot(best.se, own.se):
+            found[name] = finder
+    return found
+
+
+def short(result: Result, finder: str | None) -> str:
     """Return the verdict in a few words.
 
     Args:
         result: A guide's result.
+        finder: Which guide finds what it misses, see ``missed``.
     """
     found = [] if result.distance is None else faults(result.distance)
-    return "; ".join([_GRADES[_grade(result)], *found])
+    return "; ".join([_graded(result, finder), *found])
 
 
-def sentence(name: str, result: Result) -> str:
+def sentence(name: str, result: Result, finder: str | None) -> str:
     """Return the verdict as one or two sentences.
 
     Args:
         name: Name of the guide.
         result: Its result.
+        finder: Which guide finds what it misses, see ``missed``.
     """
-    text = f"{name}: {_GRADES[_grade(result)]} ({_numbers(result.evidence)})."
+    text = f"{name}: {_graded(result, finder)} ({_numbers(result.evidence)})."
     far = result.distance
     if far is None:
         return text
@@ -111,10 +136,11 @@ def choice(results: Mapping[str, Result]) -> str:
     Args:
         results: Results by name.
     """
-    gaps = behind_best(results)
-    order = sorted(results, key=lambda name: (_grade(results[name]), gaps[name].value))
+    gaps, seen = behind_best(results), missed(results)
+    grades = {name: _grade(result, seen.get(name)) for name, result in results.items()}
+    order = sorted(results, key=lambda name: (grades[name], gaps[name].value))
     first = order[0]
-    grade = _grade(results[first])
+    grade = grades[first]
     if len(order) == 1:
         trust = " It is not to be trusted." if grade == _UNTRUSTED else ""
         return f"Only one guide, so nothing to choose from.{trust} {_ADVICE[grade]}"
@@ -153,7 +179,18 @@ _ADVICE = (
 )
 
 
-def _grade(result: Result) -> int:
+def _graded(result: Result, finder: str | None) -> str:
+    if result.points:
+        return f"no posterior of {', '.join(result.points)}, which it has at a point"
+    grade = _grade(result, finder)
+    if finder is not None and _grade(result, None) < grade:
+        return f"{_GRADES[grade]}: it misses a part of the posterior that {finder} finds"
+    return _GRADES[grade]
+
+
+def _grade(result: Result, finder: str | None) -> int:
+    if finder is not None or result.points:
+        return _UNTRUSTED
     bounds = result.evidence
     shape = bounds.k_hat
     several = shape.values.numel() > 1

@@ -30,7 +30,7 @@ class Calibration:
 
     Args:
         pit: By site, the share of draws below the truth, uniform if the guide is calibrated:
-            shape ``(num_simulations, *event)``.
+            shape ``(num_simulations, *event)``. Draws that equal it count in part, at random.
         scores: By site, (truth - mean) / sd, same shape.
         num_draws: Number of draws behind each rank.
         refits: Number of fits that were made.
@@ -94,7 +94,7 @@ class Calibration:
         """What the ranks say, in plain words."""
         table = self.table
         if self.p_value > _LEVEL:
-            return f"no fault found in {len(next(iter(self.pit.values())))} simulations"
+            return f"no fault found in {min(map(len, self.pit.values()))} simulations"
         worst = table["p-value"].astype(float).idxmin()
         return f"not calibrated: {worst} is {table.loc[worst, 'fault']}"
 
@@ -160,9 +160,9 @@ def sbc(
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
         by_row = layout.has_locals and not layout.has_globals
-        sets = math.ceil(num_simulations / (layout.size if by_row else 1))
-        with progress(sets, "calibration") as bar:
-            for _ in range(sets):
+        sets, done = 0, 0
+        with progress(num_simulations, "calibration") as bar:
+            while done < num_simulations:
                 drawn = simulate("sbc", target)
                 fitted = target.guide
                 if refit is not None:
@@ -177,7 +177,9 @@ def sbc(
                 )
                 for name, values in weights.latents.items():
                     parts.setdefault(name, []).append(_rank(values, drawn.latents[name], by_row))
-                bar.update()
+                before, sets = done, sets + 1
+                done = min(sum(len(pit) for pit, _ in found) for found in parts.values())
+                bar.update(min(done, num_simulations) - before)
     pit = {name: torch.cat([p for p, _ in found]).numpy() for name, found in parts.items()}
     scores = {name: torch.cat([s for _, s in found]).numpy() for name, found in parts.items()}
     return Calibration(pit, scores, num_draws, sets if free or refit is not None else 0)
@@ -186,9 +188,10 @@ def sbc(
 def _rank(draws: Tensor, truth: Tensor, by_row: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
     """Return the randomized share of draws below the truth, and its standard score, by row."""
     truth = truth.reshape(draws.shape[1:])
-    rank = (draws < truth).sum(0).double()
-    pit = (rank + torch.rand_like(rank)) / (len(draws) + 1)
-    score = (truth - draws.mean(0)) / draws.std(0)
+    rank, ties = (draws < truth).sum(0).double(), (draws == truth).sum(0)
+    pit = (rank + torch.rand_like(rank) * (ties + 1)) / (len(draws) + 1)
+    draws, truth = draws.double(), truth.double()
+    score = ((truth - draws.mean(0)) / draws.std(0)).nan_to_num(0.0)  # 0 / 0 where all are alike
     if not by_row:
         pit, score = pit.unsqueeze(0), score.unsqueeze(0)
     return pit.cpu(), score.double().cpu()
@@ -199,8 +202,8 @@ def _row(pit: Array, scores: Array) -> dict[str, Any]:
 
     place, width = kstest(pit, "uniform"), kstest(np.abs(2 * pit - 1), "uniform")
     p_value = min(1.0, 2 * min(place.pvalue, width.pvalue))
-    symmetry = wilcoxon(norm.cdf(scores) - 0.5)
-    found: dict[str, Any] = {"p-value": p_value, "symmetry": float(symmetry.pvalue)}
+    symmetry = wilcoxon(norm.cdf(scores) - 0.5).pvalue if scores.any() else math.nan
+    found: dict[str, Any] = {"p-value": p_value, "symmetry": float(symmetry)}
     found |= {f"coverage {prob:.0%}": (np.abs(2 * pit - 1) <= prob).mean() for prob in _PROBS}
     found["fault"] = ""
     if p_value <= _LEVEL:

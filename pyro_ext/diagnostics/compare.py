@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint
 from pyro_ext.autoguide.guide import PackedGuide
-from pyro_ext.diagnostics._passes import inspect, progress
+from pyro_ext.diagnostics._passes import inspect, points_of, progress
 from pyro_ext.diagnostics._reference import distance, to_reference
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
@@ -19,6 +19,7 @@ from pyro_ext.diagnostics.distances import measure
 from pyro_ext.diagnostics.evidence import Evidence, bounds_of
 from pyro_ext.diagnostics.gaps import Gaps
 from pyro_ext.diagnostics.gaps import gaps as split_gaps
+from pyro_ext.structure import identity
 
 __all__ = ["compare"]
 
@@ -117,6 +118,8 @@ def compare(
                 None if found is None else measure(tree, found, seed),
                 _gaps(run, chunk_size, seed) if gaps else None,
                 sbc(run, num_simulations=num_simulations, seed=seed) if num_simulations else None,
+                _points(run, seed),
+                identity(run.model),
             )
             bar.update()
     return Comparison(results, found, None if exact_evidence is None else float(exact_evidence))
@@ -145,6 +148,12 @@ def _draws(
         seed=seed,
         predictive=fitting >= num_samples,
     )
+
+
+def _points(run: Fitted, seed: int) -> tuple[str, ...]:
+    target = resolve("compare", run, None, (), {})
+    with undisturbed(target, seed):
+        return tuple(points_of(target))
 
 
 def _held_out(name: str, run: Fitted, held_out: Any, settings: dict[str, Any]) -> Evidence | None:

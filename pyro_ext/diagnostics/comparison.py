@@ -13,7 +13,7 @@ from pyro_ext.diagnostics._page import page
 from pyro_ext.diagnostics._reference import Reference
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import DataFrame, Figure
-from pyro_ext.diagnostics._verdict import behind_best, choice, plain, sentence, short
+from pyro_ext.diagnostics._verdict import behind_best, choice, missed, plain, sentence, short
 
 __all__ = ["Comparison"]
 
@@ -47,7 +47,8 @@ class Comparison:
     @property
     def verdicts(self) -> dict[str, str]:
         """One or two sentences per guide."""
-        return {name: sentence(name, result) for name, result in self.results.items()}
+        seen = missed(self.results)
+        return {name: sentence(name, r, seen.get(name)) for name, r in self.results.items()}
 
     @property
     def choice(self) -> str:
@@ -60,7 +61,8 @@ class Comparison:
         from pandas import DataFrame as Frame
 
         gaps = behind_best(self.results)
-        rows = {name: _numbers(result, gaps[name]) for name, result in self.results.items()}
+        seen = missed(self.results)
+        rows = {name: _numbers(r, gaps[name], seen.get(name)) for name, r in self.results.items()}
         table = Frame.from_dict(rows, orient="index").dropna(axis="columns", how="all")
         table.index.name = "guide"
         return table
@@ -73,13 +75,16 @@ class Comparison:
             "ladder": details.ladder(self.results, self.exact_evidence),
             "k_hat": plots.k_hats(self.results),
         }
-        if self.reference is not None:
-            found["forest"] = plots.forest(self.results, self.reference)
-            found["sd_ratio"] = plots.sd_ratios(self.results, self.reference)
-        found["marginals"] = details.marginals(self.results, self.reference)
-        pairs = details.pairs(self.results, self.reference)
-        if pairs is not None:
-            found["pairs"] = pairs
+        of_latents = {
+            "forest": plots.forest,
+            "sd_ratio": plots.sd_ratios,
+            "marginals": details.marginals,
+            "pairs": details.pairs,
+        }
+        for name, draw in of_latents.items():
+            figure = draw(self.results, self.reference)
+            if figure is not None:
+                found[name] = figure
         if any(result.gaps is not None for result in self.results.values()):
             found["gaps"] = details.gap_bars(self.results)
         if any(result.calibration is not None for result in self.results.values()):
@@ -123,9 +128,9 @@ class Comparison:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.html").write_text(self.to_html(), encoding="utf-8")
         (folder / "table.md").write_text(self.to_markdown(), encoding="utf-8")
         self.table.to_csv(folder / "table.csv")
+        (folder / "report.html").write_text(self.to_html(), encoding="utf-8")
         for name, figure in self.figures.items():
             figure.savefig(folder / f"{name}.png", dpi=150)
         taken: set[str] = set()
@@ -160,7 +165,7 @@ class Comparison:
         return [kept, *([row.get(column) or "-" for column in kept] for row in rows)]
 
 
-def _numbers(result: Result, gap: Estimate) -> dict[str, Any]:
+def _numbers(result: Result, gap: Estimate, finder: str | None) -> dict[str, Any]:
     bounds, far, new = result.evidence, result.distance, result.held_out
     near, lost, ranks = result.distances, result.gaps, result.calibration
     shape = bounds.k_hat
@@ -196,7 +201,7 @@ def _numbers(result: Result, gap: Estimate) -> dict[str, Any]:
         "calibration p-value": _or_nan(None if ranks is None else ranks.p_value),
         "seconds": math.nan if result.seconds is None else result.seconds,
         "parameters": math.nan if result.num_params is None else result.num_params,
-        "verdict": short(result),
+        "verdict": short(result, finder),
     }
 
 

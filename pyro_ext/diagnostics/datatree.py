@@ -1,6 +1,7 @@
 """To ArviZ: draws, log likelihoods and log densities as an xarray DataTree."""
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -237,7 +238,15 @@ def _replayed(target: Target, draws: dict[str, Tensor]) -> Record:
             trace = poutine.trace(poutine.condition(target.model, data)).get_trace(
                 *target.args, **target.kwargs
             )
-        record(into, trace, nesting, count, latents=draws)
+        summed = [n for n, s in value_sites(trace) if not (s["is_observed"] or n in draws)]
+        if summed:
+            warnings.warn(
+                f"from_mcmc: the kernel sums out {summed}. There are no draws of them, and given "
+                "one the likelihood of the data is not that of the model: the group "
+                "log_likelihood is left out. Write: pyro.infer.infer_discrete, for their draws.",
+                stacklevel=3,
+            )
+        record(into, trace, nesting, count, latents=draws, log_likelihood=not summed)
     return into
 
 

@@ -1,6 +1,6 @@
 """Figures of the details: the ladder of bounds, gaps, pairs of latents, ranks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,13 +15,13 @@ from pyro_ext.diagnostics._axes import (
     new_figure,
     not_below,
 )
-from pyro_ext.diagnostics._reference import Reference, labels_of
+from pyro_ext.diagnostics._reference import Place, Reference, draws_at, places_of
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import Array, DataTree, Figure
 
 __all__ = ["gap_bars", "ladder", "marginals", "pairs", "rank_ecdf"]
 
-_MAX_POINTS = 400
+_MAX_POINTS, _MOST_SCALARS = 400, 200
 _CRITICAL = 1.63  # of the Kolmogorov distribution: 1 % of calibrated guides leave the band
 
 
@@ -100,8 +100,10 @@ def gap_bars(results: Mapping[str, Result]) -> Figure:
     return figure
 
 
-def marginals(results: Mapping[str, Result], reference: Reference | None) -> Figure:
+def marginals(results: Mapping[str, Result], reference: Reference | None) -> Figure | None:
     """Draw histograms of single latents: of the six on which guides and reference differ most.
+
+    They are latents that all have; None if there are none.
 
     Args:
         results: Results by name.
@@ -111,11 +113,11 @@ def marginals(results: Mapping[str, Result], reference: Reference | None) -> Fig
 
     trees = {name: result.tree for name, result in results.items()}
     behind = None if reference is None else reference.tree
-    labels = _labels(next(iter(trees.values())))
-    if behind is not None:
-        labels = [label for label in labels if label in _labels(behind)]
-    columns = {name: _columns(tree, labels) for name, tree in trees.items()}
-    main = next(iter(columns.values())) if behind is None else _columns(behind, labels)
+    labels, places = _shared([*trees.values(), *([] if behind is None else [behind])])
+    if not labels:
+        return None
+    columns = {name: draws_at(tree, places) for name, tree in trees.items()}
+    main = next(iter(columns.values())) if behind is None else draws_at(behind, places)
     ends = np.quantile(main, (0.001, 0.999), axis=1)
     sds = main.std(1)
     unit = np.where(sds > 0, sds, 1)
@@ -169,36 +171,32 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
 
     trees = {name: result.tree for name, result in results.items()}
     behind = None if reference is None or reference.tree is None else reference.tree
-    labels = _labels(next(iter(trees.values())))
-    if behind is not None:
-        labels = [label for label in labels if label in _labels(behind)]
+    labels, places = _shared([*trees.values(), *([] if behind is None else [behind])])
     if len(labels) < 2:
         return None
     sources = [*trees.values()] if behind is None else [behind]
     correlation = np.nan_to_num(
-        np.max([np.abs(np.corrcoef(_columns(tree, labels))) for tree in sources], axis=0)
+        np.max([np.abs(np.corrcoef(draws_at(tree, places))) for tree in sources], axis=0)
     )
     np.fill_diagonal(correlation, 0)
-    places = np.unravel_index(correlation.argmax(), correlation.shape)
-    chosen = [labels[int(place)] for place in places]
+    pair = [int(at) for at in np.unravel_index(correlation.argmax(), correlation.shape)]
+    names, chosen = [labels[at] for at in pair], [places[at] for at in pair]
     figure = NewFigure(figsize=(max(4.0, 3.2 * len(trees)), 3.8), layout="constrained")
     grid = figure.subplots(1, len(trees), squeeze=False, sharex=True, sharey=True)[0]
     for index, (axes, (name, tree)) in enumerate(zip(grid, trees.items(), strict=True)):
         if behind is not None:
-            axes.scatter(
-                *_columns(behind, chosen, _MAX_POINTS), s=6, color="0.6", label="reference"
-            )
-        axes.scatter(
-            *_columns(tree, chosen, _MAX_POINTS), s=6, color=color(index), alpha=0.6, label=name
-        )
+            axes.scatter(*_some(behind, chosen), s=6, color="0.6", label="reference")
+        axes.scatter(*_some(tree, chosen), s=6, color=color(index), alpha=0.6, label=name)
         axes.set_title(name, fontsize=10)
-        axes.set_xlabel(chosen[0])
-    drawn = np.concatenate([_columns(tree, chosen, _MAX_POINTS) for tree in trees.values()], 1)
-    main = drawn if behind is None else _columns(behind, chosen)
+        axes.set_xlabel(names[0])
+    drawn = np.concatenate([_some(tree, chosen) for tree in trees.values()], 1)
+    main = drawn if behind is None else draws_at(behind, chosen)
+    if behind is not None:
+        drawn = np.concatenate([drawn, _some(behind, chosen)], 1)
     first, second = np.quantile(main, (0.01, 0.99), axis=1).T  # one draw far out squashes the rest
     keep_close(grid[0], "x", first, drawn[0])
     keep_close(grid[0], "y", second, drawn[1])
-    grid[0].set_ylabel(chosen[1])
+    grid[0].set_ylabel(names[1])
     legend(figure)
     return figure
 
@@ -240,18 +238,16 @@ def rank_ecdf(results: Mapping[str, Result]) -> Figure:
     return figure
 
 
-def _labels(tree: DataTree) -> list[str]:
-    return [label for v in tree["posterior"].data_vars.values() for label in labels_of(v)][:200]
+def _shared(trees: Sequence[DataTree]) -> tuple[list[str], list[Place]]:
+    """Return the scalars that all trees have: their names in the first, and their places."""
+    others = [set(places_of(tree).values()) for tree in trees[1:]]
+    known = places_of(trees[0]).items()
+    shared = [(n, at) for n, at in known if all(at in other for other in others)][:_MOST_SCALARS]
+    return [label for label, _ in shared], [place for _, place in shared]
 
 
-def _columns(tree: DataTree, labels: list[str], count: int | None = None) -> Array:
-    """Return the draws of some scalars, ``(scalars, draws)``."""
-    found: dict[str, Array] = {}
-    for variable in tree["posterior"].data_vars.values():
-        draws = np.asarray(variable.values, dtype=float)
-        flat = draws.reshape(draws.shape[0] * draws.shape[1], -1)
-        found.update(zip(labels_of(variable), flat.T, strict=True))
-    rows = np.stack([found[label] for label in labels])
-    if count is None or rows.shape[1] <= count:
-        return rows
+def _some(tree: DataTree, places: Sequence[Place]) -> Array:
+    """Return no more draws of some scalars than a panel can show, ``(scalars, draws)``."""
+    rows = draws_at(tree, places)
+    count = min(rows.shape[1], _MAX_POINTS)
     return rows[:, np.linspace(0, rows.shape[1] - 1, count).astype(int)]

@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from pyro_ext.diagnostics._distances import (
     TwoSample,
@@ -15,7 +13,14 @@ from pyro_ext.diagnostics._distances import (
     mmd_test,
     sliced_wasserstein,
 )
-from pyro_ext.diagnostics._reference import Distance, Reference, distance, labels_of, to_reference
+from pyro_ext.diagnostics._reference import (
+    Distance,
+    Reference,
+    distance,
+    draws_at,
+    places_of,
+    to_reference,
+)
 from pyro_ext.diagnostics._target import Fitted
 from pyro_ext.diagnostics._types import Array, DataFrame, DataTree
 from pyro_ext.diagnostics.datatree import from_draws, to_datatree
@@ -120,7 +125,7 @@ def distances(
 
 
 def measure(tree: DataTree, reference: Reference, seed: int) -> Distances:
-    """Return the distances of a tree of independent draws to a reference.
+    """Return the distances of a tree of draws to a reference.
 
     Args:
         tree: The draws.
@@ -131,7 +136,11 @@ def measure(tree: DataTree, reference: Reference, seed: int) -> Distances:
     if reference.tree is None:
         return Distances(marginals, None, None, None, None, None)
     sizes = [moments.size.min() for moments in reference.moments.values()]
-    left, right = _matrix(tree, marginals), _matrix(reference.tree, marginals)
+    known = places_of(tree)
+    places = [known[label] for label in marginals.labels]
+    left, right = (
+        torch.from_numpy(draws_at(source, places)).T for source in (tree, reference.tree)
+    )
     effective = int(min(len(right), max(_MIN_DRAWS, min(sizes))))
     right = right[torch.linspace(0, len(right) - 1, effective).long()]
     centre, width = right.mean(0), right.std(0).clamp(min=1e-300)
@@ -156,16 +165,3 @@ def _tree(posterior: Any, num_samples: int, seed: int) -> DataTree:
             posterior, num_samples=num_samples, seed=seed, predictive=False, log_likelihood=False
         )
     return from_draws(posterior)
-
-
-def _matrix(tree: DataTree, marginals: Distance) -> Tensor:
-    """Return draws of the marginals that both have, ``(draws, scalars)``, in their order."""
-    columns: dict[str, Array] = {}
-    for variable in tree["posterior"].data_vars.values():
-        draws = np.asarray(variable.values, dtype=float)
-        flat = draws.reshape(draws.shape[0] * draws.shape[1], -1)
-        places = np.ndindex(draws.shape[2:])
-        names = [f"{variable.name}{list(p)}" if p else str(variable.name) for p in places]
-        columns.update(zip(names, flat.T, strict=True))
-        columns.update(zip(labels_of(variable), flat.T, strict=True))
-    return torch.from_numpy(np.stack([columns[label] for label in marginals.labels], 1))

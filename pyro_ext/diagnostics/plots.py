@@ -9,6 +9,7 @@ from pyro_ext.diagnostics._axes import (
     COLORS,
     LIMIT,
     MARKERS,
+    color,
     keep_close,
     legend,
     lowest_shown,
@@ -16,7 +17,7 @@ from pyro_ext.diagnostics._axes import (
     new_figure,
     not_below,
 )
-from pyro_ext.diagnostics._reference import Reference, labels_of
+from pyro_ext.diagnostics._reference import Reference, places_of
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._types import Array, DataTree, Figure
 
@@ -45,14 +46,14 @@ def bound_ladder(results: Mapping[str, Result], exact_evidence: float | None) ->
     )
     elbos = [result.evidence.elbo for result in results.values()]
     lowest = lowest_shown([elbo.value for elbo in elbos])
-    for color, marker, (kind, label, shift) in zip(COLORS, MARKERS, kinds, strict=False):
+    for paint, marker, (kind, label, shift) in zip(COLORS, MARKERS, kinds, strict=False):
         estimates = [getattr(result.evidence, kind) for result in results.values()]
         axes.errorbar(
             [not_below(lowest, estimate.value) for estimate in estimates],
             np.arange(len(results)) + shift,
             xerr=[_ERRORS * estimate.se for estimate in estimates],
             fmt=marker,
-            color=color,
+            color=paint,
             capsize=3,
             label=label,
         )
@@ -87,7 +88,7 @@ def k_hats(results: Mapping[str, Result]) -> Figure:
             axes.plot(
                 (np.arange(len(values)) + 0.5) / len(values) * 100,
                 values.clip(*_K_HATS),
-                color=COLORS[index % len(COLORS)],
+                color=color(index),
                 linewidth=1.8,
                 marker=MARKERS[index % len(MARKERS)] if len(values) <= 50 else None,
                 markersize=4,
@@ -121,14 +122,19 @@ def k_hats(results: Mapping[str, Result]) -> Figure:
     return figure
 
 
-def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
+def forest(results: Mapping[str, Result], reference: Reference | None) -> Figure | None:
     """Draw marginal means and central 95 % intervals of each guide and of the reference.
 
     Args:
         results: Results by name.
         reference: The reference.
+
+    Returns:
+        None without a reference, or if there is no latent that all have.
     """
     chosen, total = _chosen(results)
+    if reference is None or not chosen:
+        return None
     panels: dict[str, list[str]] = {}
     for label in chosen:
         panels.setdefault(label.partition("[")[0], []).append(label)
@@ -143,13 +149,12 @@ def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
     grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=[s + 0.6 for s in sizes])
     sources: list[tuple[str, Any, str, str]] = [(reference.label, None, "black", ".")]
     for index, (name, result) in enumerate(results.items()):
-        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
-        sources.append((name, result, color, marker))
+        sources.append((name, result, color(index), MARKERS[index % len(MARKERS)]))
     for axes, (variable, labels) in zip(grid[:, 0], panels.items(), strict=True):
         ends: list[Array] = []
-        for position, (name, result, color, marker) in enumerate(sources):
+        for position, (name, result, paint, marker) in enumerate(sources):
             rows = np.arange(len(labels)) + 0.8 * ((position + 0.5) / count - 0.5)
-            places = _places(results, variable, labels)
+            places = _places(results, labels)
             tree = reference.tree if result is None else result.tree
             mean, low, high = _interval(tree, reference, variable, places)
             ends.append(np.concatenate([low, high]))
@@ -159,7 +164,7 @@ def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
                 rows,
                 xerr=(np.maximum(mean - low, 0), np.maximum(high - mean, 0)),
                 fmt=marker,
-                color=color,
+                color=paint,
                 markersize=5,
                 linewidth=1.6,
                 label=name if first else None,
@@ -175,14 +180,19 @@ def forest(results: Mapping[str, Result], reference: Reference) -> Figure:
     return figure
 
 
-def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
+def sd_ratios(results: Mapping[str, Result], reference: Reference | None) -> Figure | None:
     """Draw each guide's marginal sds over those of the reference.
 
     Args:
         results: Results by name.
         reference: The reference.
+
+    Returns:
+        None without a reference, or if there is no latent that all have.
     """
     chosen, total = _chosen(results)
+    if reference is None or not chosen:
+        return None
     figure, axes = new_figure(7.5, 1.7 + (0.12 + 0.07 * len(results)) * len(chosen))
     axes.axvline(1.0, color="black", linewidth=1, label=f"{reference.label} sd")
     low, high = 0.9, 1.1
@@ -198,7 +208,7 @@ def sd_ratios(results: Mapping[str, Result], reference: Reference) -> Figure:
             ratios,
             np.arange(len(chosen)) + shift,
             MARKERS[index % len(MARKERS)],
-            color=COLORS[index % len(COLORS)],
+            color=color(index),
             markersize=5,
             label=name,
         )
@@ -238,23 +248,20 @@ def _title(what: str, shown: int, total: int) -> str:
 
 def _chosen(results: Mapping[str, Result]) -> tuple[list[str], int]:
     """Return the scalars to show, in order: all, or those that are furthest from the reference."""
-    distances = [r.distance for r in results.values() if r.distance is not None]
-    labels = distances[0].labels
-    if len(labels) <= _MAX_SCALARS:
-        return labels, len(labels)
-    with np.errstate(divide="ignore"):
-        score = np.max(
-            [np.maximum(np.abs(d.mean_error), np.abs(np.log(d.sd_ratio))) for d in distances], 0
-        )
-    worst = sorted(np.argsort(-score, kind="stable")[:_MAX_SCALARS].tolist())
-    return [labels[i] for i in worst], len(labels)
+    far: list[dict[str, float]] = []
+    for distance in (r.distance for r in results.values() if r.distance is not None):
+        with np.errstate(divide="ignore"):
+            score = np.maximum(np.abs(distance.mean_error), np.abs(np.log(distance.sd_ratio)))
+        far.append(dict(zip(distance.labels, score.tolist(), strict=True)))
+    labels = [label for label in far[0] if all(label in one for one in far)] if far else []
+    furthest = sorted(labels, key=lambda label: -max(one[label] for one in far))[:_MAX_SCALARS]
+    return [label for label in labels if label in set(furthest)], len(labels)
 
 
-def _places(results: Mapping[str, Result], variable: str, labels: list[str]) -> list[int]:
-    """Return where the labels lie in the flattened variable."""
-    group = next(iter(results.values())).tree["posterior"][variable]
-    place = {label: i for i, label in enumerate(labels_of(group))}
-    return [place[label] for label in labels]
+def _places(results: Mapping[str, Result], labels: list[str]) -> list[int]:
+    """Return where the labels lie in their flattened variable."""
+    place = places_of(next(iter(results.values())).tree)
+    return [place[label][1] for label in labels]
 
 
 def _interval(

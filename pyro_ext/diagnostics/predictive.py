@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from pyro_ext._psis import k_hat, smooth
+from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.bounds import iwae
 from pyro_ext.diagnostics._arviz import build_tree
 from pyro_ext.diagnostics._passes import Layout, inspect, pairs_per_pass, progress
+from pyro_ext.diagnostics._record import aligned, is_fixed
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
-from pyro_ext.diagnostics._types import DataTree
+from pyro_ext.diagnostics._types import Array, DataTree
 from pyro_ext.diagnostics.datatree import to_datatree
 from pyro_ext.structure import plate_frames, sample_sites
 from pyro_ext.weights import LogWeights, log_weights
@@ -39,7 +41,8 @@ def loo(
         {\sum_s r_s}, \qquad r_s = \frac{p(x, \theta_s)}{q(\theta_s)\, p(x_i \mid \theta_s)}
 
     ``arviz_stats.loo`` would take the guide's draws for draws of the posterior; here their
-    importance weights go with them. Latents of datapoints are integrated out.
+    importance weights go with them. Latents of datapoints are integrated out, and what
+    ``poutine.mask`` hides is no datum.
 
     Args:
         model: A model, or what ``px.fit`` returned.
@@ -75,6 +78,7 @@ def loo(
     target = resolve("loo", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
+        masks = _masks(target)
     if layout.has_locals and not layout.has_globals:
         raise ValueError(
             "loo: expected global latents; got latents of datapoints only, where leaving one out "
@@ -89,6 +93,7 @@ def loo(
         tree = to_datatree(
             target.model, target.guide, *target.args, predictive=False, **options, **kwargs
         )
+    tree = _shown(tree, masks)
     stats = tree["sample_stats"]
     joint = k_hat(torch.as_tensor((stats["log_p"] - stats["log_q"]).values).flatten())
     if joint.values == math.inf:
@@ -204,6 +209,12 @@ def importance_resample(
         )
     log_w = (stats["log_p"].values - stats["log_q"].values)[0]
     shape, smoothed = smooth(torch.from_numpy(log_w))  # in its own dtype, which knows its rounding
+    if shape.values > shape.threshold:
+        warnings.warn(
+            f"importance_resample: {shape}. The draws are few of the guide's, again and again. "
+            "Fit for longer, or write: family=px.Flow().",
+            stacklevel=2,
+        )
     count = len(log_w) if num_samples is None else num_samples
     generator = torch.Generator().manual_seed(seed)
     # Systematic: one uniform number places all of them, with little noise of its own.
@@ -240,6 +251,9 @@ def _integrate(
                 num_outer=count,
                 **target.kwargs,
             )
+            for name, values, plates in _outside(weights, count):
+                parts.setdefault(name, []).append(values)
+                plates_of[name] = plates
             shared = total = log_q = torch.zeros(count, device="cpu")
             for term in weights.terms:
                 if not term.plates:
@@ -257,6 +271,61 @@ def _integrate(
             parts.setdefault("log_q", []).append(log_q.double())
             bar.update(count)
     return {name: torch.cat(found) for name, found in parts.items()}, plates_of
+
+
+def _outside(weights: LogWeights, count: int) -> Iterator[tuple[str, Tensor, list[str]]]:
+    """Yield the log likelihoods of data that have no latents of their own, and their plates."""
+    local = {plate for term in weights.terms for plate in term.plates}
+    nesting = weights.max_plate_nesting
+    for name, site in sample_sites(weights.model_trace):
+        if not site["is_observed"] or is_fixed(site):
+            continue
+        if local.isdisjoint(frame.name for frame in plate_frames(site)):
+            log_prob = site_log_prob(site)
+            if log_prob.dim() == nesting + 2:  # the inner particles' dim, of size 1
+                log_prob = log_prob.squeeze(1)
+            values, plates = aligned(site, log_prob, 0, nesting, count)
+            yield name, values.cpu().double(), list(plates)
+
+
+def _masks(target: Target) -> dict[str, tuple[Array, tuple[str, ...]]]:
+    """Return which elements of each observed site count, where some do not, and their plates."""
+    weights = log_weights(target.model, target.guide, *target.args, **target.kwargs)
+    found = {}
+    for name, site in sample_sites(weights.model_trace):
+        mask = site["mask"]
+        if site["is_observed"] and isinstance(mask, Tensor) and not mask.all():
+            values, plates = aligned(site, mask, 0, weights.max_plate_nesting, 1)
+            found[name] = values[0].cpu().numpy(), plates
+    return found
+
+
+def _shown(tree: DataTree, masks: dict[str, tuple[Array, tuple[str, ...]]]) -> DataTree:
+    """Return the tree without the log likelihoods of elements that do not count."""
+    from xarray import DataArray, Dataset
+    from xarray import DataTree as XarrayTree
+
+    if not masks:
+        return tree
+    kept: dict[str, Any] = {}
+    for name, values in tree["log_likelihood"].data_vars.items():
+        dims = values.dims[2:]
+        sites = [masks.get(site) for site in str(name).split("+")]
+        if not dims or None in sites:  # one of the data of an element counts in full
+            kept[str(name)] = values
+            continue
+        shown = np.zeros([values.sizes[dim] for dim in dims], dtype=bool)
+        for mask, plates in filter(None, sites):
+            one = DataArray(mask, dims=plates)
+            shown |= one.any([d for d in plates if d not in dims]).transpose(*dims).values
+        rows = f"{name}_shown"
+        if len(dims) == 1:
+            kept[str(name)] = values.isel({dims[0]: shown}).rename({dims[0]: rows})
+        else:
+            kept[str(name)] = (("chain", "draw", rows), values.values[..., shown])
+    result = tree.copy()
+    result["log_likelihood"] = XarrayTree(Dataset(kept))
+    return result
 
 
 def _observed_in(weights: LogWeights, plates: tuple[str, ...]) -> str:

@@ -321,8 +321,9 @@ class BoundLoss(Cited, pyro.infer.ELBO):
         for term in log_weights.terms:
             if term.subsampled is not None and term.log_p.shape[0] > 1:
                 raise ValueError(
-                    f"{self!r}: expected latents inside the subsampled plate "
-                    f"'{term.subsampled}'; got none that the guide draws there, and a "
-                    "K-sample bound of a subsampled likelihood is no bound. Write: px.ELBO(), "
-                    f"or use the full batch with px.{name}."
+                    f"{self!r}: expected a weight for each element of the subsampled plate "
+                    f"'{term.subsampled}'; got one that sums over its elements, as the guide "
+                    "draws no latents there, or they are not independent, and a K-sample bound of "
+                    "a part of a sum is no bound. Write: px.ELBO(), or use the full batch with "
+                    f"px.{name}."
                 )

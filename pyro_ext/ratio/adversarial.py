@@ -210,9 +210,7 @@ class Adversarial(BoundLoss):
         schedule = CosineAnnealingLR(state.trainer.optimizer, num_steps)
         self._climb(scene, state, num_steps, schedule)
         with torch.no_grad():
-            state.trainer.objective.settle(
-                state.trainer.critic(self._inputs(scene, state, num_particles)[1])
-            )
+            state.trainer.settle(self._inputs(scene, state, num_particles)[1])
             value, square = mean_and_se(self._log_w(scene, state, num_particles))
             inputs = self._inputs(scene, state, num_particles)
             doubts = kl_estimate(*(state.trainer.log_ratio(x) for x in inputs)).doubts

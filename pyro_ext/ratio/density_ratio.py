@@ -72,7 +72,7 @@ class DensityRatio(FittedRatio):
         return self.trainer.step(x_p, x_q)
 
     def _settle(self, x_p: Tensor, x_q: Tensor) -> None:
-        self.trainer.objective.settle(self.critic(x_q))
+        self.trainer.settle(x_q)
 
     def _log_ratio(self, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch"]:
         return self.trainer.log_ratio(x)

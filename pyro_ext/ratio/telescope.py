@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_ext._modules import evaluated
 from pyro_ext.ratio.fitted import FittedRatio
 from pyro_ext.ratio.objective import Bound, Objective
 
@@ -169,10 +170,11 @@ class TelescopingRatio(FittedRatio):
         return torch.stack(bounds).sum()
 
     def _log_ratio(self, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch"]:
-        parts = [
-            objective.log_ratio(critic(x))
-            for objective, critic in zip(self.objectives, self.critics, strict=True)
-        ]
+        with evaluated(*self.critics):
+            parts = [
+                objective.log_ratio(critic(x))
+                for objective, critic in zip(self.objectives, self.critics, strict=True)
+            ]
         return torch.stack(parts).sum(0)
 
     def _papers_in_use(self) -> Iterable[str]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_ext._cited import Cited
+from pyro_ext._modules import evaluated
 from pyro_ext.ratio.objective import Objective
 
 __all__ = ["CriticTrainer", "Regularizer", "r1_penalty"]
@@ -157,4 +158,14 @@ class CriticTrainer:
         Args:
             x: Where, shape ``(*batch, dim)``.
         """
-        return self.objective.log_ratio(self.critic(x))
+        with evaluated(self.critic):
+            return self.objective.log_ratio(self.critic(x))
+
+    def settle(self, x_q: Float[Tensor, " num_q dim"]) -> None:
+        """Fix the constant that the objective leaves open, see ``Objective.settle``.
+
+        Args:
+            x_q: Samples of q, shape ``(num_q, dim)``.
+        """
+        with evaluated(self.critic):
+            self.objective.settle(self.critic(x_q))

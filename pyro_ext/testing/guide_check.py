@@ -217,11 +217,11 @@ def _check_summaries(factory: GuideFactory, model: Model, args: Any) -> None:
         shape = tuple(site["value"].shape)
         got = tuple(quantiles[name].shape)
         assert got == (3, *shape), f"site '{name}': quantiles of shape {got}, not (3, *site)"
-        close(median[name], quantiles[name][1], f"site '{name}': median and quantile 0.5")
-        if not _elementwise(site["fn"].support):
-            continue
         for low, high in pairwise(quantiles[name]):
             assert (low <= high).all(), f"site '{name}': quantiles fall"
+        if not _elementwise(site["fn"].support):
+            continue
+        close(median[name], quantiles[name][1], f"site '{name}': median and quantile 0.5")
         for prob, quantile in zip(probs, quantiles[name], strict=True):
             share = (draws[name] <= quantile).double().mean(0)
             z = (share - prob) / math.sqrt(prob * (1 - prob) / len(draws[name]))

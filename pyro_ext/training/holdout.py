@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ext._modules import evaluated
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.history import History
 
 __all__ = ["Holdout", "Plateau"]
@@ -70,17 +72,9 @@ class Holdout:
         args = tuple(data) if isinstance(data, (tuple, list)) else (data,)
         rows = next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), 1)
         used = self.loss or (loss.elbo if isinstance(loss, Annealed) else loss)
-        modules = [root for root in (model, guide) if isinstance(root, torch.nn.Module)]
-        training = [part for module in modules for part in module.modules() if part.training]
-        try:
-            for part in training:
-                part.training = False
-            with torch.random.fork_rng(devices=list(devices)):
-                torch.manual_seed(0)
-                return -used.loss(model, guide, *args) / rows
-        finally:
-            for part in training:
-                part.training = True
+        with evaluated(*in_sight(model, guide)), torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(0)
+            return -used.loss(model, guide, *args) / rows
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_ext.training.compiled.builder import buffers
+from pyro_ext.training.compiled.private import flatten
+from pyro_ext.training.compiled.walk import SCALARS
 from pyro_ext.training.files import DamagedFile
 
 __all__ = ["check_asked", "digest", "load_tensors", "named_tensors"]
@@ -78,15 +81,22 @@ def digest(args: tuple[Any, ...]) -> str:
     """Return a short text that tells data from other data.
 
     Args:
-        args: Arguments of a model; of what is no tensor only the type counts.
+        args: Arguments of a model, nested in tuples, lists and dicts; of what is neither a tensor,
+            an array, a number nor a text only the type counts.
     """
     total = hashlib.sha256()
-    for arg in args:
-        if isinstance(arg, Tensor):
-            total.update(f"{tuple(arg.shape)} {arg.dtype}".encode())
-            total.update(arg.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for leaf in flatten(args)[0]:
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
+            total.update(b"array")
+            leaf = torch.from_numpy(np.ascontiguousarray(leaf))
+        if isinstance(leaf, Tensor):
+            total.update(f"{tuple(leaf.shape)} {leaf.dtype}".encode())
+            whole = leaf.detach().cpu().contiguous().flatten()
+            total.update(whole.view(torch.uint8).numpy().data)
+        elif isinstance(leaf, SCALARS):
+            total.update(f"{type(leaf).__name__} {leaf!r}".encode())
         else:
-            total.update(type(arg).__name__.encode())
+            total.update(type(leaf).__name__.encode())
     return total.hexdigest()[:16]
 
 

@@ -85,8 +85,10 @@ class Stepper:
                 return self._eager(step)
         before = int(graphs.skipped)
         value = graphs.built.take(tensors)
-        optimizers.step_schedules()
-        return Taken(value, int(graphs.skipped) == before, self._ranks.elsewhere)
+        applied = int(graphs.skipped) == before
+        if applied:
+            optimizers.step_schedules()
+        return Taken(value, applied, self._ranks.elsewhere)
 
     def change_loss(self, loss: BoundLoss) -> None:
         """Go on with another loss of the same value.

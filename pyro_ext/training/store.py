@@ -41,4 +41,7 @@ class OwnedEntries:
                 param = store._params[name]
                 if id(param) in owned:
                     self._kept[name] = param, store._constraints[name]
-                    del store[name]
+                    # Not by del, which stumbles over a parameter that has two names.
+                    del store._params[name], store._constraints[name]
+                    if store._param_to_name.get(param) == name:
+                        del store._param_to_name[param]

@@ -342,7 +342,7 @@ def test_leaves_the_random_state():
             r"\['mu'\]; got \['nu'\]",
         ),
         (
-            lambda: compare({"a": off()}, reference={"mu": torch.zeros(9, 2)}, num_samples=50),
+            lambda: compare({"a": off()}, reference={"mu": torch.zeros(19, 2)}, num_samples=50),
             ValueError,
             r"reference 'mu' of shape \(\); got \(2,\)",
         ),

@@ -101,6 +101,7 @@ def state(guide):
 
 
 @pytest.mark.filterwarnings("ignore:Estimated shape parameter of Pareto:UserWarning")
+@pytest.mark.filterwarnings("ignore:importance_resample:UserWarning")
 @pytest.mark.parametrize("name", CALLS)
 def test_leaves_no_trace(name):
     make, call = CALLS[name]

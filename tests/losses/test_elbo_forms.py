@@ -291,7 +291,7 @@ def test_divergence_given_a_later_draw_is_not_used(guide: Any, how: str) -> None
     assert_mean(formed - values(px.ELBO(50), chain, guide, x, rows=200), 0.0)
 
 
-def test_sites_that_are_scaled_or_masked_otherwise_stay_monte_carlo() -> None:
+def test_sites_that_are_scaled_otherwise_stay_monte_carlo() -> None:
     pyro.set_rng_seed(5)
     loss = px.ELBO(20, form="kl")
     guide = px.AutoPerDatapoint(partial(unseen, 1.0, "real"))
@@ -301,11 +301,20 @@ def test_sites_that_are_scaled_or_masked_otherwise_stay_monte_carlo() -> None:
     formed = values(loss, scaled, guide, X, rows=200)
     assert_mean(formed - values(px.ELBO(20), scaled, guide, X, rows=200), 0.0)
 
+
+def test_the_prior_of_what_a_mask_hides_counts_in_the_divergence() -> None:
+    pyro.set_rng_seed(5)
+    guide = px.AutoPerDatapoint(partial(unseen, 1.0, "real"))
+    guide(X)
+
     def masked(x: Tensor) -> None:
         with poutine.mask(mask=MASK):
             unseen(1.0, "real", x)
 
-    assert loss.forms(masked, guide, X) == {"z": "monte carlo"}
+    loss = px.ELBO(20, form="kl")
+    assert loss.forms(masked, guide, X) == {"z": "analytic"}
+    formed = values(loss, masked, guide, X, rows=200)
+    assert_mean(formed - values(px.ELBO(20), masked, guide, X, rows=200), 0.0)
 
 
 def test_discrete_latents_have_their_divergence_but_no_gradient() -> None:

@@ -255,11 +255,20 @@ def weighted(z: Float[Tensor, " draws dim"], log_w: Float[Tensor, " draws"]) -> 
 
 
 def flat_latents(density: Density, z: Float[Tensor, " draws dim"]) -> Float[Tensor, " draws size"]:
-    """Return the constrained values of all sites side by side.
+    """Return the constrained values of all sites side by side, without entries that are constants.
 
     Args:
         density: The target.
         z: Unconstrained draws.
     """
+    # Such as the zeros and ones of a Cholesky factor of a correlation matrix.
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn((8, density.dim), generator=generator, dtype=density.dtype)
+    some = _side_by_side(density, probe)
+    varies = (some != some[0]).any(0)
+    return _side_by_side(density, z)[:, varies | ~varies.any()]
+
+
+def _side_by_side(density: Density, z: Tensor) -> Tensor:
     latents = density.latents(z)
     return torch.cat([value.reshape(len(z), -1) for value in latents.values()], -1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_ext._site_log_prob import unmask
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.packing import Packing
 from pyro_ext.families import Family
@@ -239,6 +240,7 @@ class Density:
         values = {name: value for name, (value, _) in unpacked.items()}
         conditioned = poutine.condition(self.model, data=values)
         trace = poutine.block(poutine.trace(conditioned).get_trace)(*self.args)
+        unmask(trace, values)
         trace.compute_log_prob()
         terms = [site["log_prob"] for _, site in sample_sites(trace)]
         terms += [log_det for _, log_det in unpacked.values()]

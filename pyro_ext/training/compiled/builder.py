@@ -17,11 +17,12 @@ from pyro_ext.training.compiled.denormals import Flushed
 from pyro_ext.training.compiled.graph import record
 from pyro_ext.training.compiled.optimizer import AllParameters
 from pyro_ext.training.compiled.proof import Uncompiled, prove, unchanged
+from pyro_ext.training.compiled.reading import Read, without_reading
 from pyro_ext.training.compiled.signature import Call, call_of, shape_of
 from pyro_ext.training.compiled.simplify import Unsuitable, simplify
 from pyro_ext.training.compiled.step import StepGraph, build_step
 from pyro_ext.training.compiled.thin import thin
-from pyro_ext.training.compiled.walk import TooMuch, bindings
+from pyro_ext.training.compiled.walk import TooMuch, modules
 from pyro_ext.training.compiled.watch import Watch
 from pyro_ext.training.randomness import Drawn, without_numpy
 
@@ -36,6 +37,7 @@ class Built:
     """A step, and what it was built for.
 
     Args:
+        roots: Model, guide and loss.
         call: The arguments that it was built for.
         step: The step.
         watch: What it depends on.
@@ -44,8 +46,15 @@ class Built:
     """
 
     def __init__(
-        self, call: Call, step: StepGraph, watch: Watch, weight: Weight | None, backend: str
+        self,
+        roots: tuple[Any, Any, Any],
+        call: Call,
+        step: StepGraph,
+        watch: Watch,
+        weight: Weight | None,
+        backend: str,
     ) -> None:
+        self.roots = roots
         self.step, self.watch, self._weight = step, watch, weight
         self.backend = backend
         self._signature = call.signature
@@ -147,6 +156,11 @@ def _build(
             "torch.autocast is active around it. Write it around the networks, inside the model "
             "and the encoder"
         )
+    if call.opaque:
+        raise Unsuitable(
+            f"an argument is a {call.opaque[0]}, whose content may change unseen. Pass its "
+            "tensors and numbers, torch.as_tensor(x) of an array"
+        )
     weight = Weight(loss, params[0]) if isinstance(loss, Annealed) else None
     used: Any = loss if weight is None else weight.loss
     differentiable: Callable[..., Tensor] = getattr(used, "differentiable_loss", used)
@@ -159,11 +173,14 @@ def _build(
         with pyro.validation_enabled(is_validate=False), torch.enable_grad(), context:
             return differentiable(model, guide, *args, **kwargs)
 
+    # In this call alone one tensor may be two arguments, or one and a variable of the model.
+    own = {id(param) for param in params}
+    tensors = [t if id(t) in own else _alias(t) for t in call.tensors]
     try:
         changing = buffers(roots)
-        with unchanged(changing, skipped.device), without_numpy():
+        with unchanged(changing, skipped.device), without_numpy(), without_reading():
             rewrite = thin if backend == "record" else simplify
-            recorded = record(eager, params, call.tensors, rewrite)
+            recorded = record(eager, params, tensors, rewrite)
         if len(recorded.graph.graph.nodes) > _LARGEST:
             raise Unsuitable(
                 f"its step has more than {_LARGEST} operations. Write pyro.plate as a context, "
@@ -172,8 +189,8 @@ def _build(
         _check_memory(recorded.held, recorded.params)
         watch = Watch(roots, recorded.held, pyro.get_param_store())
         with _compiling():
-            step = build_step(recorded, optimizer, call.tensors, skipped, backend=backend)
-        prove(step, eager, call.tensors, [*changing, skipped], skipped.device)
+            step = build_step(recorded, optimizer, tensors, skipped, backend=backend)
+        prove(step, eager, tensors, [*changing, skipped], skipped.device)
     except Unsuitable:
         raise
     except TooMuch as error:
@@ -183,9 +200,18 @@ def _build(
             "it draws random numbers by NumPy, which a graph would hold as they came. Write "
             "torch.rand(()), or pass them as arguments"
         ) from error
+    except Read as error:
+        raise Unsuitable(
+            f"Python reads the values of a tensor ({error}()), which a graph would hold as they "
+            "are. Write it in torch"
+        ) from error
     except Exception as error:
         raise Unsuitable(_reason(error)) from error
-    return Built(call, step, watch, weight, backend)
+    return Built(roots, call, step, watch, weight, backend)
+
+
+def _alias(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 @contextmanager
@@ -199,18 +225,17 @@ def _compiling() -> Iterator[None]:
 
 def buffers(roots: Sequence[Any]) -> list[Tensor]:
     """Return the buffers of all modules in sight, which a layer may change as it runs."""
-    modules = [root for root in roots if isinstance(root, torch.nn.Module)]
+    known: list[torch.nn.Module] = []
     try:
-        for binding in bindings(*roots):
-            modules += [value for value in binding.values if isinstance(value, torch.nn.Module)]
+        known.extend(modules(*roots))
     except TooMuch:
         warnings.warn(
-            f"the model sees too many objects to look at all: buffers of {len(modules)} modules "
+            f"the model sees too many objects to look at all: buffers of {len(known)} modules "
             "are known, and others are neither saved nor restored. Pass the data as arguments.",
             UserWarning,
             stacklevel=2,
         )
-    found = {id(b): b for module in modules for b in module.buffers(recurse=False)}
+    found = {id(b): b for module in known for b in module.buffers(recurse=False)}
     return list(found.values())
 
 

@@ -91,9 +91,10 @@ class StepGraph:
             group["lr"] *= group["lrd"]
         for index, group in enumerate(self._groups):
             rate = group["lr"]
-            if rate is not self._rates[index]:
+            # A rate in a tensor is changed in place.
+            if isinstance(rate, Tensor) or rate is not self._rates[index]:
                 self._rates[index] = rate
-                self.rates[index].fill_(float(rate))
+                self.rates[index].fill_(rate)
 
     def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
         """Take a step and return the loss.

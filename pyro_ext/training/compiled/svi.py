@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from itertools import repeat
+from operator import is_
 from typing import Any
 
 import pyro
@@ -141,7 +142,7 @@ class CompiledSVI:
                 loss itself does not tell.
         """
         last = self._last
-        if last is not None:
+        if last is not None and self._built_for_these(last):
             tensors = last.tensors(args, kwargs)
             if tensors is not None and last.holds():
                 return self._finish(last.take(tensors))
@@ -188,6 +189,8 @@ class CompiledSVI:
             while taken < num_steps:
                 here = next(calls)
                 last = self._last
+                if last is not None and not self._built_for_these(last):
+                    last = None
                 tensors = None if last is None else last.tensors(here, kwargs)
                 if last is None or tensors is None or not last.holds():
                     count, part = 1, torch.tensor([self.step(*here, **kwargs)])
@@ -231,7 +234,11 @@ class CompiledSVI:
         if key in self._refusals:
             return self._eager_step(args, kwargs, validate=False)
         for built in self._graphs.get(key, ()):
-            if built.step.current() and (built.watch.holds() or built.watch.renew()):
+            if (
+                self._built_for_these(built)
+                and built.step.current()
+                and (built.watch.holds() or built.watch.renew())
+            ):
                 self._last = built
                 return self._finish(built.take(call.tensors))
         if key in self._checked:
@@ -280,6 +287,10 @@ class CompiledSVI:
     @property
     def _roots(self) -> tuple[Any, Any, Any]:
         return self.model, self.guide, self.loss
+
+    def _built_for_these(self, built: Built) -> bool:
+        """Tell whether model, guide and loss are those that a graph was built for."""
+        return all(map(is_, built.roots, self._roots))
 
     def _eager_step(self, args: Any, kwargs: Any, *, validate: bool) -> float:
         return self._eager(args, kwargs, validate=validate)[0]

@@ -3,6 +3,7 @@
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter, itemgetter
@@ -12,12 +13,26 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["SCALARS", "Binding", "TooMuch", "bindings", "narrowed", "stored"]
+from pyro_ext.losses import Annealed
+from pyro_ext.losses.loss import BoundLoss
 
+__all__ = [
+    "SCALARS",
+    "Binding",
+    "TooMuch",
+    "bindings",
+    "in_sight",
+    "modules",
+    "narrowed",
+    "stored",
+]
+
+_CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _LIMIT = 20_000
 _LIBRARIES = {"torch", "pyro", "pyro_ext", "numpy", "math", "builtins", "functools", "itertools"}
 _LIBRARIES |= {"typing", "collections", "contextlib", "operator", "jaxtyping", "pandas", "scipy"}
+_MACHINERY = frozenset(vars(torch.nn.Module()))
 _LIBRARIES |= {"_pytest"}  # which an assert in a model sees under pytest
 
 
@@ -95,6 +110,32 @@ def bindings(*roots: Any) -> Iterator[Binding]:
             queue.extend(binding.values)
 
 
+def modules(*roots: Any) -> Iterator[torch.nn.Module]:
+    """Yield the modules among functions and modules and what they can see, some more than once.
+
+    Args:
+        *roots: Functions and modules.
+
+    Raises:
+        TooMuch: If they see more than 20,000 objects; the nearest modules were yielded by then.
+    """
+    yield from (root for root in roots if isinstance(root, torch.nn.Module))
+    for binding in bindings(*roots):
+        yield from (value for value in binding.values if isinstance(value, torch.nn.Module))
+
+
+def in_sight(*roots: Any) -> list[torch.nn.Module]:
+    """Return what ``modules`` yields, each once, and the nearest where there is too much.
+
+    Args:
+        *roots: Functions and modules.
+    """
+    found: list[torch.nn.Module] = []
+    with suppress(TooMuch):
+        found.extend(modules(*roots))
+    return list(dict.fromkeys(found))
+
+
 def stored(store: Any, ids: set[int]) -> list[Binding]:
     """Return the binding of the given tensors in Pyro's parameter store.
 
@@ -110,6 +151,10 @@ def stored(store: Any, ids: set[int]) -> list[Binding]:
 def _of(obj: Any) -> Iterator[Binding]:
     if isinstance(obj, torch.nn.Module):
         yield from _module(obj)
+    elif isinstance(obj, BoundLoss):
+        # An annealed one counts its steps; its weight is an input of the graph.
+        if not isinstance(obj, Annealed):
+            yield from _keys(vars(obj), tuple(vars(obj)), f"loss {type(obj).__name__}")
     elif isinstance(obj, partial):
         parts = (obj.func, *obj.args, *obj.keywords.values())
         yield Binding(tuple, parts, parts, parts, "a partial function", fixed=True)
@@ -119,6 +164,7 @@ def _of(obj: Any) -> Iterator[Binding]:
     elif isinstance(obj, types.FunctionType):
         yield from _function(obj)
     elif isinstance(obj, dict):
+        yield Binding(tuple, obj, tuple(obj), tuple(obj), "the keys of a dict")
         yield from _keys(obj, tuple(obj), "a dict")
     elif isinstance(obj, list | tuple):
         held = tuple(obj)
@@ -134,6 +180,9 @@ def _module(module: torch.nn.Module) -> Iterator[Binding]:
     held, name = vars(module), type(module).__name__
     for registry in ("_parameters", "_buffers", "_modules"):
         yield from _keys(held[registry], tuple(held[registry]), f"module {name}")
+    if isinstance(module, _CONTAINERS):
+        layers = held["_modules"]
+        yield Binding(tuple, layers, tuple(layers), tuple(layers), f"the layers of a {name}")
     own = [key for key, value in held.items() if isinstance(value, (Tensor, *SCALARS))]
     yield from _keys(held, tuple(own), f"module {name}")
     if _library(type(module)):
@@ -142,9 +191,14 @@ def _module(module: torch.nn.Module) -> Iterator[Binding]:
         called = [key for key, value in held.items() if isinstance(value, calls)]
         yield from _keys(held, tuple(called), f"module {name}")
         return
-    rest = [key for key in held if key not in own and not key.startswith(("_", "call_super"))]
+    rest = [key for key in held if key not in own and not _internal(key)]
     yield from _keys(held, tuple(rest), f"module {name}")
     yield from _methods(type(module))
+
+
+def _internal(key: str) -> bool:
+    """Tell whether an attribute of a module belongs to torch's or Pyro's machinery."""
+    return key in _MACHINERY or key.startswith(("_pyro", "call_super"))
 
 
 def _methods(kind: type) -> Iterator[Binding]:

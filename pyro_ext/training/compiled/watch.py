@@ -49,7 +49,7 @@ class Watch:
         tensors = self._tensors
         try:
             return (
-                all(all(map(is_, b.read(b.holder), b.values)) for b in self._bindings)
+                all(_alike(b.read(b.holder), b.values) for b in self._bindings)
                 and [tensor.requires_grad for tensor in tensors] == self._flags
                 and [tensor.data_ptr() for tensor in tensors] == self._pointers
             )
@@ -79,10 +79,16 @@ class Watch:
                 now = binding.read(binding.holder)
             except (KeyError, ValueError, IndexError):
                 return f"names of {binding.where} are gone"
-            for name, old, new in zip(binding.names, binding.values, now, strict=False):
+            if len(now) != len(binding.values):
+                return f"{binding.where} has {len(now)} entries, not {len(binding.values)}"
+            for name, old, new in zip(binding.names, binding.values, now, strict=True):
                 if not _same(old, new):
                     return f"'{name}' of {binding.where} is another object"
         return "a tensor was moved, or its requires_grad was set"
+
+
+def _alike(now: Sequence[Any], then: Sequence[Any]) -> bool:
+    return len(now) == len(then) and all(map(is_, now, then))
 
 
 def _same(one: Any, other: Any) -> bool:

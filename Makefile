@@ -40,11 +40,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS)
 test test-all: export OMP_NUM_THREADS ?= 1
 test: lint
 	$(PYTEST) -m "not slow" $(ARGS)
-	$(PYTEST) -m "not slow" $(TYPED) $(TYPED_TESTS)
+	$(if $(ARGS),,$(PYTEST) -m "not slow" $(TYPED) $(TYPED_TESTS))
 
 test-all: lint
 	$(PYTEST) $(ARGS)
-	$(PYTEST) $(TYPED) $(TYPED_TESTS)
+	$(if $(ARGS),,$(PYTEST) $(TYPED) $(TYPED_TESTS))
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from itertools import repeat
-from operator import is_
 from typing import Any
 
 import pyro
@@ -290,7 +289,8 @@ class CompiledSVI:
 
     def _built_for_these(self, built: Built) -> bool:
         """Tell whether model, guide and loss are those that a graph was built for."""
-        return all(map(is_, built.roots, self._roots))
+        model, guide, loss = built.roots
+        return model is self.model and guide is self.guide and loss is self.loss
 
     def _eager_step(self, args: Any, kwargs: Any, *, validate: bool) -> float:
         return self._eager(args, kwargs, validate=validate)[0]

@@ -38,6 +38,9 @@ class Watch:
             if counts is not None:
                 found.append(counts)
         self._bindings = found + stored(store, kept - owned)
+        # What may grow or shrink; a map over both stops at the shorter one.
+        self._growing = [b.holder for b in self._bindings if b.read is tuple]
+        self._sizes = [len(holder) for holder in self._growing]
         self._flags = [tensor.requires_grad for tensor in self._tensors]
         self._pointers = [tensor.data_ptr() for tensor in self._tensors]
         self._dtype = torch.get_default_dtype()
@@ -49,7 +52,8 @@ class Watch:
         tensors = self._tensors
         try:
             return (
-                all(_alike(b.read(b.holder), b.values) for b in self._bindings)
+                all(all(map(is_, b.read(b.holder), b.values)) for b in self._bindings)
+                and [len(holder) for holder in self._growing] == self._sizes
                 and [tensor.requires_grad for tensor in tensors] == self._flags
                 and [tensor.data_ptr() for tensor in tensors] == self._pointers
             )
@@ -85,10 +89,6 @@ class Watch:
                 if not _same(old, new):
                     return f"'{name}' of {binding.where} is another object"
         return "a tensor was moved, or its requires_grad was set"
-
-
-def _alike(now: Sequence[Any], then: Sequence[Any]) -> bool:
-    return len(now) == len(then) and all(map(is_, now, then))
 
 
 def _same(one: Any, other: Any) -> bool:

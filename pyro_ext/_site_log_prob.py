@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ext._precision import full_precision, is_half, widened
 from pyro_ext.structure import plate_frames, sample_sites
 
-__all__ = ["check_shape", "score", "set_log_prob", "site_log_prob", "unmask"]
+__all__ = ["check_shape", "is_masked", "score", "set_log_prob", "site_log_prob", "unmask"]
 
 _SCORED = "_pyro_ext_log_prob"
 
@@ -63,6 +63,11 @@ def score(trace: Trace) -> None:
     """
     for _, site in sample_sites(trace):
         site[_SCORED] = site_log_prob(site)
+
+
+def is_masked(site: Any) -> bool:
+    """Tell whether a mask hides some of a site's density, around it or on its distribution."""
+    return site["mask"] is not None or _without_mask(site["fn"]) is not site["fn"]
 
 
 def unmask(model_trace: Trace, drawn: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_ext._checks import Pair, check_pair, explain_failure
 from pyro_ext._discover import Found, discover, recall, suggested
 from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
-from pyro_ext._site_log_prob import unmask
+from pyro_ext._site_log_prob import is_masked, unmask
 from pyro_ext._strata import stratified
 from pyro_ext._terms import Particles, PathScale, Term, make_terms
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
@@ -220,8 +220,7 @@ def _weights(
     adjust: Callable[[Trace, Trace], object] | None,
 ) -> LogWeights:
     check_pair(traces.model, traces.guide)
-    drawn = dict(sample_sites(traces.guide))
-    unmask(traces.model, [name for name, site in drawn.items() if site["mask"] is None])
+    unmask(traces.model, [n for n, site in sample_sites(traces.guide) if not is_masked(site)])
     if adjust is not None:
         adjust(traces.model, traces.scored)
     terms = make_terms(

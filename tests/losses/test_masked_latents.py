@@ -65,6 +65,27 @@ def test_masks_on_both_sides_leave_the_hidden_rows_out():
     torch.testing.assert_close(torch.tensor(-px.ELBO().loss(ragged, guide, X, SHOWN)), expected)
 
 
+def test_masks_of_distributions_are_masks():
+    def model(x, shown):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]).mask(shown))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(shown), obs=x)
+
+    def exact(x, shown):
+        with pyro.plate("data", len(x)):
+            scale = torch.where(shown, 0.5**0.5, 1.0)
+            pyro.sample("z", dist.Normal(torch.where(shown, x / 2, 0.0), scale))
+
+    def masked_too(x, shown):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5).mask(shown))
+
+    expected = dist.Normal(0.0, 2.0**0.5).log_prob(X[SHOWN]).sum()
+    for guide in (exact, masked_too):
+        loss = torch.tensor(px.ELBO().loss(model, guide, X, SHOWN))
+        torch.testing.assert_close(-loss, expected)
+
+
 def test_a_flat_prior_stays_flat():
     def model(x):
         with poutine.mask(mask=False):

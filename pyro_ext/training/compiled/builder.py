@@ -15,6 +15,7 @@ from pyro_ext.losses import Annealed
 from pyro_ext.training.compiled.annealing import Weight
 from pyro_ext.training.compiled.denormals import Flushed
 from pyro_ext.training.compiled.graph import record
+from pyro_ext.training.compiled.memory import keep_freed_memory
 from pyro_ext.training.compiled.optimizer import AllParameters
 from pyro_ext.training.compiled.proof import Uncompiled, prove, unchanged
 from pyro_ext.training.compiled.reading import Read, without_reading
@@ -126,6 +127,7 @@ def build(
     Raises:
         Unsuitable: If the step cannot be made into a graph, or is not the eager one.
     """
+    keep_freed_memory()
     build_by = partial(_build, roots, call, params, optimizer, skipped, within)
     try:
         return build_by(backend)

@@ -96,18 +96,25 @@ def add_operator(schema: str, kernels: dict[str, Callable[..., Tensor]]) -> Any:
     return getattr(torch.ops.pyro_ext, name).default
 
 
-def add_lowering(operator: Any, formula: Callable[[Any, Any], Any]) -> None:
+Formula = Callable[[Any, Any], Any]
+
+
+def add_lowering(operator: Any, formula: Formula, *, on_cpu: Formula) -> None:
     """Tell the compiler how to compute an operator, element by element.
 
     Args:
         operator: An operator of one tensor.
         formula: Function of the compiler's own operations and an element.
+        on_cpu: The same for a processor.
     """
     from torch._inductor.lowering import make_pointwise, register_lowering
     from torch._inductor.virtualized import ops
 
-    pointwise = make_pointwise(lambda x: formula(ops, x))
-    register_lowering(operator, broadcast=False)(pointwise)
+    def lower(x: Any) -> Any:
+        chosen = on_cpu if x.get_device().type == "cpu" else formula
+        return make_pointwise(lambda element: chosen(ops, element))(x)
+
+    register_lowering(operator, broadcast=False)(lower)
 
 
 def onednn_product(left: Tensor, right: Tensor) -> Tensor:

@@ -1,17 +1,20 @@
-"""Logarithms of 1 + exp(-|x|), which losses are full of, at a fraction of what ``log1p`` costs."""
+"""log(1 + exp(-|x|)) and sigmoids, which losses are full of, at a fraction of what they cost."""
 
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_ext.training.compiled.exponential import exp_neg_abs, exp_neg_abs_on_cpu
 from pyro_ext.training.compiled.private import add_lowering, add_operator
 
 __all__ = ["cheapen_softplus"]
 
 _aten = torch.ops.aten
+_ON_CPU: Any = {"exponential": exp_neg_abs_on_cpu}
 _COEFFICIENTS = (
     0.99999997,
     -0.499994931,
@@ -26,9 +29,7 @@ _COEFFICIENTS = (
 
 
 def cheapen_softplus(graph: GraphModule) -> None:
-    r"""Write softplus and Bernoulli log likelihoods of single precision by a polynomial in e.
-
-    Sigmoids beside them, which their gradients are made of, are written by the same e.
+    r"""Write softplus, its gradient, Bernoulli log likelihoods and sigmoids by one e, in float32.
 
     .. math:: \log(1 + e) \approx e \, (c_0 + c_1 e + \dots + c_8 e^8), \qquad e = e^{-|x|} \le 1
 
@@ -43,22 +44,18 @@ def cheapen_softplus(graph: GraphModule) -> None:
             new = rewrite(graph.graph.call_function, *node.args, **node.kwargs)
         if new is not None:
             node.replace_all_uses_with(new)
-    _share_exponentials(graph)
-
-
-def _share_exponentials(graph: GraphModule) -> None:
-    """Write sigmoids of what is also in a softplus by the exponential of that softplus."""
-    for node in graph.graph.find_nodes(op="call_function", target=_aten.sigmoid.default):
-        (x,) = node.args
-        if any(user.target is _operator() for user in x.users):
-            with graph.graph.inserting_before(node):
-                node.replace_all_uses_with(graph.graph.call_function(_sigmoid_operator(), (x,)))
 
 
 def _softplus(call: Any, x: Node, beta: float = 1, threshold: float = 20) -> Any:
     if beta != 1 or threshold < 20:
         return None
     return call(_aten.add.Tensor, (call(_aten.relu.default, (x,)), call(_operator(), (x,))))
+
+
+def _softplus_backward(call: Any, grad: Node, x: Node, beta: float, threshold: float) -> Any:
+    if beta != 1 or threshold < 20:
+        return None
+    return call(_aten.mul.Tensor, (grad, call(_sigmoid_operator(), (x,))))
 
 
 def _cross_entropy(
@@ -76,8 +73,14 @@ def _cross_entropy(
     return call(_aten.add.Tensor, (rest, call(_operator(), (x,))))
 
 
+def _logistic(call: Any, x: Node) -> Any:
+    return call(_sigmoid_operator(), (x,))
+
+
 _REWRITES: dict[Any, Any] = {
+    _aten.sigmoid.default: _logistic,
     _aten.softplus.default: _softplus,
+    _aten.softplus_backward.default: _softplus_backward,
     _aten.binary_cross_entropy_with_logits.default: _cross_entropy,
 }
 
@@ -92,7 +95,7 @@ def _operator() -> Any:
     """Return the operator, which compiled code computes by the polynomial."""
     kernels = {"CompositeExplicitAutograd": _exact}
     operator = add_operator("log1p_exp_neg_abs(Tensor x) -> Tensor", kernels)
-    add_lowering(operator, _polynomial)
+    add_lowering(operator, _polynomial, on_cpu=partial(_polynomial, **_ON_CPU))
     return operator
 
 
@@ -101,7 +104,7 @@ def _sigmoid_operator() -> Any:
     """Return the sigmoid that compiled code computes from exp(-|x|)."""
     kernels = {"CompositeExplicitAutograd": torch.sigmoid}
     operator = add_operator("sigmoid_by_exp_neg_abs(Tensor x) -> Tensor", kernels)
-    add_lowering(operator, _sigmoid)
+    add_lowering(operator, _sigmoid, on_cpu=partial(_sigmoid, **_ON_CPU))
     return operator
 
 
@@ -109,18 +112,14 @@ def _exact(x: Tensor) -> Tensor:
     return torch.log1p(torch.exp(-x.abs()))
 
 
-def _sigmoid(ops: Any, x: Any) -> Any:
-    e, one = _exp_neg_abs(ops, x), ops.constant(1.0, torch.float32)
+def _sigmoid(ops: Any, x: Any, exponential: Callable[[Any, Any], Any] = exp_neg_abs) -> Any:
+    e, one = exponential(ops, x), ops.constant(1.0, torch.float32)
     above = ops.truediv(one, ops.add(one, e))
     return ops.where(ops.lt(x, ops.constant(0.0, torch.float32)), ops.mul(e, above), above)
 
 
-def _exp_neg_abs(ops: Any, x: Any) -> Any:
-    return ops.exp(ops.neg(ops.abs(x)))
-
-
-def _polynomial(ops: Any, x: Any) -> Any:
-    e = _exp_neg_abs(ops, x)
+def _polynomial(ops: Any, x: Any, exponential: Callable[[Any, Any], Any] = exp_neg_abs) -> Any:
+    e = exponential(ops, x)
     total, *rest = [ops.constant(value, torch.float32) for value in reversed(_COEFFICIENTS)]
     for coefficient in rest:
         total = ops.add(ops.mul(total, e), coefficient)

@@ -14,6 +14,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
+from pyro_ext._flat_guides import check_flat
 from pyro_ext._replay import remember_params
 from pyro_ext._run import (
     Rerun,
@@ -85,7 +86,8 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
         many: Whether there is more than one particle.
 
     Raises:
-        ValueError: If model and guide do not match, or the model mixes particles.
+        ValueError: If model and guide do not match, the guide has no parameters of its own for
+            each element of a subsampled plate, or the model mixes particles.
     """
     with torch.no_grad(), poutine.block(), _same_random_state():
         try:
@@ -93,6 +95,7 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
         except Exception as error:
             explain_failure(error, pair, particles=1)
             raise
+        check_flat(pair.guide, model_trace)
         check_pair(model_trace, guide_trace)
         check_shapes(model_trace, guide_trace)
         if rerun != "no":

@@ -26,6 +26,7 @@ from pyro_ext._run import (
     with_stopped_values,
 )
 from pyro_ext._site_log_prob import check_shape, site_log_prob
+from pyro_ext._supports import check_supports
 from pyro_ext._terms import Particles
 from pyro_ext.structure import Structure, analyse, identity, sample_sites
 
@@ -87,7 +88,7 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
 
     Raises:
         ValueError: If model and guide do not match, the guide has no parameters of its own for
-            each element of a subsampled plate, or the model mixes particles.
+            each element of a subsampled plate, a support moves, or the model mixes particles.
     """
     with torch.no_grad(), poutine.block(), _same_random_state():
         try:
@@ -96,6 +97,7 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
             explain_failure(error, pair, particles=1)
             raise
         check_flat(pair.guide, model_trace)
+        check_supports(pair.guide, model_trace)
         check_pair(model_trace, guide_trace)
         check_shapes(model_trace, guide_trace)
         if rerun != "no":

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from pyro_ext._discover import Found, discover, recall, suggested
 from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
 from pyro_ext._site_log_prob import is_masked, unmask
 from pyro_ext._strata import stratified
+from pyro_ext._supports import check_supports
 from pyro_ext._terms import Particles, PathScale, Term, make_terms
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
 
@@ -173,6 +175,8 @@ def weigh(
     many = particles.count_dims > 0
 
     def finished(traces: Traces, structure: Structure) -> LogWeights:
+        if is_validation_enabled():
+            check_supports(pair.guide, traces.model)
         sites = (site for _, site in sample_sites(traces.guide))
         if linear and joint and any(plate_frames(site) for site in sites if stratified(site)):
             structure = _apart(pair, traces, mode.rerun, many=many)

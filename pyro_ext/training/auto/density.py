@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_ext._site_log_prob import unmask
+from pyro_ext._supports import check_supports
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.packing import Packing
 from pyro_ext.families import Family
@@ -88,6 +89,7 @@ class Density:
         self.entries = sum(a.numel() for a in tensors)
         self.chunk = min(max(_CHUNK_ENTRIES // (self.dim + self.entries), 64), 4096)
         self._evaluate = self._choose(args)
+        self._check_supports(template)
 
     def check_cost(self) -> None:
         """Raise ``Unfit`` for a model that would take more than minutes."""
@@ -237,10 +239,8 @@ class Density:
         return self._joint(self.packing.unpack(z)).squeeze(0)
 
     def _joint(self, unpacked: dict[str, tuple[Tensor, Tensor]]) -> Tensor:
-        values = {name: value for name, (value, _) in unpacked.items()}
-        conditioned = poutine.condition(self.model, data=values)
-        trace = poutine.block(poutine.trace(conditioned).get_trace)(*self.args)
-        unmask(trace, values)
+        trace = self._conditioned(unpacked)
+        unmask(trace, unpacked)
         trace.compute_log_prob()
         terms = [site["log_prob"] for _, site in sample_sites(trace)]
         terms += [log_det for _, log_det in unpacked.values()]
@@ -249,6 +249,12 @@ class Density:
             lead = term.shape[: max(term.dim() - self.nesting, 0)]
             total = total + term.reshape(*(lead or (1,)), -1).sum(-1)
         return total
+
+    def _conditioned(self, unpacked: dict[str, tuple[Tensor, Tensor]]) -> Trace:
+        values = {name: value for name, (value, _) in unpacked.items()}
+        conditioned = poutine.condition(self.model, data=values)
+        trace: Trace = poutine.block(poutine.trace(conditioned).get_trace)(*self.args)
+        return trace
 
     def _safely(self, z: Tensor) -> Tensor:
         """Evaluate; a point that makes a factorization fail must not take the others with it."""
@@ -259,6 +265,11 @@ class Density:
                 return torch.full_like(z[:, 0], -math.inf)
             half = len(z) // 2
             return torch.cat([self._safely(z[:half]), self._safely(z[half:])])
+
+    def _check_supports(self, guide: AutoJoint) -> None:
+        off_centre = torch.full((self.dim,), 0.5, dtype=self.dtype)
+        with torch.no_grad(), self._quiet():
+            check_supports(guide, self._conditioned(self.packing.unpack(off_centre)))
 
     @contextmanager
     def _quiet(self) -> Iterator[None]:

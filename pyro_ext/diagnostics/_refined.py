@@ -1,17 +1,21 @@
 """The same family fitted to the data themselves, from a guide's answer."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+import pyro
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext.autoguide.encoder import EncoderGuide
 from pyro_ext.autoguide.guide import PackedGuide
+from pyro_ext.autoguide.start import start_at_encoder
 from pyro_ext.diagnostics._target import Target
 from pyro_ext.losses import ELBO
 from pyro_ext.training.fit import fit
-from pyro_ext.training.refine import refine
 
 __all__ = ["refined"]
 
@@ -35,39 +39,42 @@ def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, fl
     Raises:
         TypeError: If the guide is none of the automatic guides.
     """
-    guide = target.guide
-    if not isinstance(guide, PackedGuide) or target.kwargs:
-        got = "keyword arguments" if isinstance(guide, PackedGuide) else type(guide).__name__
+    guide, args, kwargs = target.guide, target.args, target.kwargs
+    if not isinstance(guide, PackedGuide):
         raise TypeError(
-            f"{owner}: expected one of the automatic guides and positional arguments, so that its "
-            f"family can be fitted to each datum; got {got}. Write: "
+            f"{owner}: expected one of the automatic guides, so that its family can be fitted to "
+            f"each datum; got {type(guide).__name__}. Write: "
             f"px.{owner}(model, px.AutoAmortized(model, encoder), x)."
         )
-    loss = ELBO(num_particles=_PARTICLES, estimator="stl")
-    optim = partial(torch.optim.Adam, lr=_RATE)
-    schedule = partial(CosineAnnealingLR, T_max=num_steps)
     if isinstance(guide, EncoderGuide):
-        run = refine(
-            target.model,
-            guide,
-            loss,
-            target.args,
-            optim,
-            schedule=schedule,
-            num_steps=num_steps,
-            seed=0,
-        )
+        with pyro.poutine.block():
+            start: PackedGuide = start_at_encoder(guide, *args, **kwargs)
     else:
-        guide.setup(*target.args)
+        guide.setup(*args, **kwargs)
+        start = copy.deepcopy(guide)
+    with _given(start, kwargs):
         run = fit(
-            target.model,
-            copy.deepcopy(guide),
-            loss,
-            target.args,
-            optim,
-            schedule=schedule,
+            partial(target.model, **kwargs) if kwargs else target.model,
+            start,
+            ELBO(num_particles=_PARTICLES, estimator="stl"),
+            args,
+            partial(torch.optim.Adam, lr=_RATE),
+            schedule=partial(CosineAnnealingLR, T_max=num_steps),
             num_steps=num_steps,
             train="guide",
             seed=0,
         )
-    return run.guide, run.seconds  # type: ignore[return-value]
+    return start, run.seconds
+
+
+@contextmanager
+def _given(guide: PackedGuide, kwargs: dict[str, Any]) -> Iterator[None]:
+    """Let a guide call its model with keyword arguments that it is not called with, as by fit."""
+    model, create_plates = guide._model, guide.create_plates
+    if kwargs:
+        guide._model = (partial(guide.model, **kwargs),)
+        guide.create_plates = create_plates and partial(create_plates, **kwargs)
+    try:
+        yield
+    finally:
+        guide._model, guide.create_plates = model, create_plates

@@ -112,6 +112,7 @@ def sbc(
     refit: Callable[..., Callable[..., Any]] | None = None,
     num_steps: int = 300,
     seed: int | None = None,
+    **kwargs: Any,
 ) -> Calibration:
     r"""Check a guide by simulation: latents from the prior, data from them, and their rank.
 
@@ -133,6 +134,7 @@ def sbc(
         refit: From the simulated arguments to a fitted guide, to replace the above.
         num_steps: Steps of a fit.
         seed: Seed; the caller's random state stays as it was.
+        **kwargs: Keyword arguments of both.
 
     Raises:
         ValueError: If an observed site's values are no argument of the model.
@@ -154,7 +156,7 @@ def sbc(
             f"sbc: expected num_simulations >= 2 and num_draws >= 2; got {num_simulations} and "
             f"{num_draws}. Write: num_simulations=200, num_draws=99."
         )
-    target = resolve("sbc", model, guide, args, {})
+    target = resolve("sbc", model, guide, args, kwargs)
     free = isinstance(target.guide, AutoJoint | AutoPerDatapoint)
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with undisturbed(target, seed) as plates:
@@ -167,13 +169,18 @@ def sbc(
                 fitted = target.guide
                 if refit is not None:
                     with torch.enable_grad():
-                        fitted = refit(*drawn.args)
+                        fitted = refit(*drawn.args, **drawn.kwargs)
                 elif free:
                     with torch.enable_grad():
-                        again = Target(target.model, target.guide, drawn.args, {})
+                        again = Target(target.model, target.guide, drawn.args, drawn.kwargs)
                         fitted, _ = refined("sbc", again, num_steps)
                 weights = log_weights(
-                    target.model, fitted, *drawn.args, num_particles=num_draws, joint=True
+                    target.model,
+                    fitted,
+                    *drawn.args,
+                    num_particles=num_draws,
+                    joint=True,
+                    **drawn.kwargs,
                 )
                 for name, values in weights.latents.items():
                     parts.setdefault(name, []).append(_rank(values, drawn.latents[name], by_row))

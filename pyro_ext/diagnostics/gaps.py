@@ -94,6 +94,7 @@ def gaps(
     num_steps: int = 500,
     chunk_size: int | None = None,
     seed: int | None = None,
+    **kwargs: Any,
 ) -> Gaps:
     r"""Split a guide's gap to the log evidence into approximation and amortization.
 
@@ -115,6 +116,7 @@ def gaps(
         num_steps: Steps of the fit of q*.
         chunk_size: Largest number of (draw, row of the data) pairs computed at a time.
         seed: Seed; the caller's random state stays as it was.
+        **kwargs: Keyword arguments of both.
 
     Raises:
         TypeError: If the guide is none of the automatic guides.
@@ -132,13 +134,13 @@ def gaps(
         >>> round(found.share, 2)
         1.0
     """
-    target = resolve("gaps", model, guide, args, {})
+    target = resolve("gaps", model, guide, args, kwargs)
     seconds = getattr(model, "seconds", None) if guide is None else None
     seed = int(torch.randint(2**31, (), generator=_fork())) if seed is None else seed
     with undisturbed(target, seed):
         with torch.enable_grad():
             free, spent = refined("gaps", target, num_steps)
-        best = Target(target.model, free, target.args, {})
+        best = Target(target.model, free, target.args, target.kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
         own = _weights(target, layout, num_samples, chunk_size)

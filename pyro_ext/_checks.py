@@ -8,6 +8,7 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
+from pyro_ext._layers import explain_layer
 from pyro_ext._site_log_prob import check_shape, site_log_prob
 from pyro_ext._strata import JoinedElements
 from pyro_ext.structure import plate_frames, sample_sites
@@ -102,7 +103,8 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
     shapes = shapes and not isinstance(error, others)
     if particles > 1 and shapes and _runs_alone(pair):
         error.add_note(
-            f"The model ran with {particles} particles in a batch dim to the left of its plates. "
+            explain_layer(error)
+            or f"The model ran with {particles} particles in a batch dim left of its plates. "
             "With num_particles=1 it runs, so a line of it counts dims from the left or drops "
             "one: write x.flatten(-2) for x.view(n, -1), dim=-1 for dim=1, "
             "z.sum(-1, keepdim=True) for a sum over a plate."

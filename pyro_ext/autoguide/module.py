@@ -14,6 +14,8 @@ from pyro.nn import PyroModule
 from pyro.params.param_store import param_with_module_name
 from torch import Tensor
 
+from pyro_ext.autoguide.loaded import adopt, register
+
 __all__ = ["GuideModule"]
 
 _COUNT = itertools.count()
@@ -29,6 +31,8 @@ class GuideModule(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
     Its parameters carry a name in Pyro's store that no other guide of the process has; copies and
     pickles keep the model and leave the original as it was.
     """
+
+    _met: bool  # whether it has looked for what the store was loaded with
 
     def __init__(
         self, model: Callable[..., Any], *, create_plates: Callable[..., Any] | None
@@ -87,18 +91,25 @@ class GuideModule(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
                 parameter.unconstrained = weakref.ref(parameter)  # type: ignore[attr-defined]
             return
         store: Any = pyro.get_param_store()
-        for name, param in self._stored_params():
-            found = store[name].unconstrained() if name in store else param
-            if found is param:
+        params = dict(self._stored_params())
+        found = {name: store[name].unconstrained() for name in params if name in store}
+        if not found or not self._met:
+            self._met = True
+            if all(value is params[name] for name, value in found.items()):
+                ends = {name.removeprefix(self._own): param for name, param in params.items()}
+                adopt(type(self).__name__, self._own, ends)
+        for name, value in found.items():
+            param = params[name]
+            if value is param:
                 continue
-            if found.shape != param.shape:
+            if value.shape != param.shape:
                 raise ValueError(
                     f"{type(self).__name__}: expected '{name}' in Pyro's parameter store to have "
-                    f"shape {tuple(param.shape)}; got {tuple(found.shape)}, another guide's. "
+                    f"shape {tuple(param.shape)}; got {tuple(value.shape)}, another guide's. "
                     "Write: pyro.clear_param_store(), and guide.load_state_dict(...) to restore."
                 )
             with torch.no_grad():
-                param.copy_(found)
+                param.copy_(value)
             del store[name]
 
     def _stored_params(self) -> Iterator[tuple[str, Tensor]]:
@@ -113,6 +124,8 @@ class GuideModule(AutoGuide, metaclass=_AbstractGuideMeta):  # type: ignore[meta
     def _own_name(self) -> None:
         """Give this guide names in the param store that no other guide of the process has."""
         self._own = f"{type(self).__name__}_{next(_COUNT)}"
+        self._met = False
+        register(self._own, self)
         self._pyro_set_supermodule(self._own, self._pyro_context)
 
     def _pyro_set_supermodule(self, name: str, context: Any) -> None:

@@ -18,6 +18,7 @@ from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.judge import Judgement, judge
 from pyro_ext.training.auto.modes import other_modes
+from pyro_ext.training.auto.rounding import rounded
 from pyro_ext.training.auto.run import AutoRun
 from pyro_ext.training.auto.settle import settled
 from pyro_ext.training.auto.start import MAX_DENSE, Candidate, paths, starting_points
@@ -117,7 +118,7 @@ class _Search:
             elbo_per_datum=np.array([self.bound(q)]),
             elbo_steps=np.array([len(self.history) - 1]),
             num_data=1,
-            verdict=found.verdict(modes),
+            verdict=found.verdict(modes, *rounded(self.density, found.pool)),
             history=tuple(self.history),
             pool=found.pool,
             density=self.density,

@@ -1,5 +1,6 @@
 """The ELBO of a guide without a density: a critic stands in for log q."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -35,10 +36,29 @@ Optim = Callable[[list[Tensor]], torch.optim.Optimizer]
 class _State:
     """What the loss learns of one pair: its elements and the critic."""
 
+    pair: tuple[Any, Any] | None
     elements: Elements
     trainer: CriticTrainer
     rows: int
     dim: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Let a copy belong to the pair that it meets first, which may be a copy, too."""
+        return {**vars(self), "pair": None}
+
+    def check(self, pair: Pair, owner: object) -> None:
+        """Raise if the critic is that of another pair."""
+        given = pair.model, pair.guide
+        if self.pair is None:
+            self.pair = given
+        for side, known, now in zip(("model", "guide"), self.pair, given, strict=True):
+            if known != now:  # a bound method is a new object each time, and equal
+                ours, theirs = map(_name, self.pair)
+                raise ValueError(
+                    f"{owner!r}: expected the pair that the critic was trained for, of {ours!r} "
+                    f"and {theirs!r}; got another {side}, {_name(now)!r}. Write: a new "
+                    "px.Adversarial() for each pair."
+                )
 
 
 class Adversarial(BoundLoss):
@@ -126,6 +146,7 @@ class Adversarial(BoundLoss):
         self._make_critic = _default_critic if critic is None else critic
         self._critic_optim = _default_optim if critic_optim is None else critic_optim
         self._state: _State | None = None
+        self._waiting: dict[str, Any] = {}
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -143,6 +164,7 @@ class Adversarial(BoundLoss):
                 gradients; if model and guide do not match.
         """
         scene = self._scene(Pair(model, guide, args, kwargs))
+        self._take_up(scene)
         if torch.is_grad_enabled():
             steps = self.critic_steps
             if self._state is None:
@@ -182,8 +204,12 @@ class Adversarial(BoundLoss):
         Returns:
             The estimate, with doubts where the ratio is beyond the samples, or where the contrasts
             disagree by more than 0.1 nats and three standard errors; then it warns too.
+
+        Raises:
+            ValueError: If the critic was trained for another pair.
         """
         pair = Pair(model, guide, args, kwargs)
+        self._take_up(self._scene(pair))
         kept = None if self._state is None else self._state.trainer.critic.state_dict()
         found = self._estimate(pair, self.contrast, kept, num_particles, num_steps)
         if self.contrast == "prior":
@@ -218,34 +244,52 @@ class Adversarial(BoundLoss):
         return RatioEstimate(float(value), float(square.sqrt()), what, num_particles, doubts)
 
     def training_state(self) -> dict[str, Any]:
-        """Return the critic with its optimizer, for a checkpoint."""
+        """Return a copy of the critic with its optimizer, for a checkpoint."""
         if self._state is None:
-            return {}
+            return copy.deepcopy(self._waiting)
         trainer = self._state.trainer
-        return {
-            "critic": trainer.critic.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
-            "log_average": trainer.objective.log_average,
-            "count": trainer.count,
-        }
+        return copy.deepcopy(
+            {
+                "critic": trainer.critic.state_dict(),
+                "optimizer": trainer.optimizer.state_dict(),
+                "log_average": trainer.objective.log_average,
+                "count": trainer.count,
+            }
+        )
 
     def load_training_state(self, state: dict[str, Any]) -> None:
-        """Take over a critic; the loss must have been asked for a gradient before.
+        """Take over a critic, which needs no warm-up then.
 
         Args:
-            state: What ``training_state`` returned.
+            state: What ``training_state`` returned. Before this object has seen its pair, the
+                critic waits for that.
         """
-        if self._state is None or not state:
-            return
-        trainer = self._state.trainer
-        trainer.critic.load_state_dict(state["critic"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
-        trainer.objective.log_average, trainer.count = state["log_average"], state["count"]
+        self._waiting = copy.deepcopy(state)
+        known, self._state = self._state, None
+        if known is not None and state:
+            self._restore(known)
+
+    def _take_up(self, scene: Scene) -> None:
+        """Make a critic of what was loaded, if that waits for its pair."""
+        if self._waiting:
+            with torch.random.fork_rng(devices=()):
+                new = self._new_state(scene)
+            self._restore(new)
+
+    def _restore(self, state: _State) -> None:
+        """Let a critic be what was loaded."""
+        saved, self._waiting = self._waiting, {}
+        trainer, self._state = state.trainer, state
+        trainer.critic.load_state_dict(saved["critic"])
+        trainer.optimizer.load_state_dict(saved["optimizer"])
+        trainer.objective.log_average, trainer.count = saved["log_average"], saved["count"]
 
     def _scene(
         self, pair: Pair, contrast: str | None = None, num_moments: int | None = None
     ) -> Scene:
         known = self._state
+        if known is not None:
+            known.check(pair, self)
         elements = Elements(pair, joint=self.joint) if known is None else known.elements
         return Scene(
             pair,
@@ -265,7 +309,8 @@ class Adversarial(BoundLoss):
         trainer = CriticTrainer(
             critic, Objective(self.bound), self._critic_optim, self.regularizer
         )
-        return _State(scene.elements, trainer, rows, dim)
+        of = scene.pair.model, scene.pair.guide
+        return _State(of, scene.elements, trainer, rows, dim)
 
     def _climb(
         self,
@@ -290,9 +335,9 @@ class Adversarial(BoundLoss):
         inputs = scene.critic_inputs(num)
         if inputs[0].shape[-1] != state.dim:
             raise ValueError(
-                f"{self!r}: expected the pair that the critic was trained for, with {state.dim} "
-                f"numbers an element; got {inputs[0].shape[-1]}. Write: a new px.Adversarial() "
-                "for each pair."
+                f"{self!r}: expected elements as the critic was trained for, of {state.dim} "
+                f"numbers; got {inputs[0].shape[-1]}. Write: a new px.Adversarial() for data of "
+                "another size."
             )
         return inputs
 
@@ -312,6 +357,10 @@ class Adversarial(BoundLoss):
 
     def _bound(self, log_weights: Tensor, *, log_strata: Tensor | None = None) -> Tensor:
         return bounds.elbo(log_weights)
+
+
+def _name(fn: Any) -> str:
+    return str(getattr(fn, "__name__", type(fn).__name__))
 
 
 def _default_critic(dim: int) -> nn.Module:

@@ -1,3 +1,4 @@
+import copy
 from functools import partial
 
 import pyro
@@ -58,8 +59,8 @@ def exact_loss(contrast, **options):
 
 def estimates(loss, x, scale=1.0, repeats=100, pair=None):
     values, slopes = [], []
+    target, guide = pair or (local_model if x.dim() else model, Guide())
     for _ in range(repeats):
-        target, guide = pair or (local_model if x.dim() else model, Guide())
         guide.zero_grad()
         value = loss.differentiable_loss(target, guide, x)
         gradient = torch.autograd.grad(value, (guide.slope, guide.scale))
@@ -201,6 +202,71 @@ def test_without_gradients_the_critic_is_frozen():
     loss.loss_and_grads(model, guide, X)
     assert loss._state.trainer.count == 9
     assert not all(map(torch.equal, before, critic.parameters()))
+
+
+def gradients(loss, guide, num):
+    """Return what some gradients are, with noise that the critic's first numbers do not touch."""
+    found = []
+    for number in range(num):
+        guide.zero_grad()
+        pyro.set_rng_seed(number)
+        loss.loss_and_grads(model, guide, X)
+        found += [param.grad.clone() for param in guide.parameters()]
+    return found
+
+
+@pytest.mark.parametrize("bound", ["jsd", "dv"])
+def test_a_loss_that_takes_over_a_critic_goes_on_as_the_other(bound):
+    make = lambda: px.Adversarial(16, bound=bound, warmup=5)  # noqa: E731
+    one, fresh, used, guide = make(), make(), make(), Guide()
+    gradients(one, guide, 3)
+    gradients(used, guide, 1)
+    state = one.training_state()
+    for other in (fresh, used):
+        other.load_training_state(state)
+    assert fresh.training_state()["count"] == state["count"] == 11
+    assert fresh.loss(model, guide, X) < float("inf")  # there is a critic, before any gradient
+    expected = gradients(one, guide, 2)
+    for other in (fresh, used):  # the first of which did not change what the others took over
+        assert all(map(torch.equal, gradients(other, guide, 2), expected))
+
+
+def test_a_state_is_not_changed_by_further_steps():
+    guide, loss = Guide(), px.Adversarial(16, warmup=5)
+    gradients(loss, guide, 1)
+    state = loss.training_state()
+    expected = gradients(loss, guide, 2)
+    loss.load_training_state(state)
+    assert all(map(torch.equal, gradients(loss, guide, 2), expected))
+
+
+def test_the_state_of_a_loss_that_learned_nothing_is_nothing():
+    guide, loss = Guide(), px.Adversarial(16, warmup=5)
+    before = loss.training_state()
+    gradients(loss, guide, 1)
+    loss.load_training_state(before)
+    with pytest.raises(ValueError, match=r"expected a critic that was trained"):
+        loss.loss(model, guide, X)
+
+
+def test_the_same_pair_may_come_as_methods_and_a_copy_of_the_loss_takes_another():
+    class Both:
+        def __init__(self):
+            self.sampler = Guide()
+
+        def model(self, x):
+            return model(x)
+
+        def guide(self, x):
+            return self.sampler(x)
+
+    pair, loss = Both(), px.Adversarial(16, warmup=5)
+    for _ in range(2):
+        loss.loss_and_grads(pair.model, pair.guide, X)
+    copied, other = copy.deepcopy(loss), Both()
+    copied.loss_and_grads(other.model, other.guide, X)
+    with pytest.raises(ValueError, match=r"expected the pair that the critic was trained"):
+        copied.loss_and_grads(pair.model, pair.guide, X)
 
 
 def test_the_guides_gradient_does_not_reach_the_critic():

@@ -45,10 +45,21 @@ def step(target, guide=None, **options):
     px.Adversarial(4, warmup=0, **options).loss_and_grads(target, guide, XS)
 
 
-def two_pairs():
-    loss = px.Adversarial(4, warmup=0)
-    loss.loss_and_grads(model, px.AutoJoint(model), X)
-    loss.loss_and_grads(two_latents, px.AutoJoint(two_latents), X)
+def two_pairs(target=model, guide=None, *, call="loss_and_grads"):
+    loss, first = px.Adversarial(4, warmup=0), Guide()
+    loss.loss_and_grads(model, first, X)
+    getattr(loss, call)(target, guide or first, X)
+
+
+def other_features():
+    def features(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z.unsqueeze(-1), 1.0).to_event(1), obs=x)
+
+    loss, guide = px.Adversarial(4, warmup=0), px.AutoAmortized(features, lambda x: x[:, :1])
+    for size in (2, 3):
+        loss.loss_and_grads(features, guide, torch.ones(3, size))
 
 
 ERRORS = {
@@ -68,7 +79,27 @@ ERRORS = {
         lambda: px.Adversarial().loss(model, Guide(), X),
         r"expected a critic that was trained.*Write: loss\.evaluate",
     ),
-    "another pair": (two_pairs, r"expected the pair that the critic was trained for, with 1"),
+    "another guide": (
+        lambda: two_pairs(guide=Guide()),
+        r"expected the pair that the critic was trained for, of 'model' and 'Guide'; got another "
+        r"guide, 'Guide'\. Write: a new px\.Adversarial\(\)",
+    ),
+    "another model": (
+        lambda: two_pairs(two_latents),
+        r"of 'model' and 'Guide'; got another model, 'two_latents'",
+    ),
+    "another pair without gradients": (
+        lambda: two_pairs(guide=Guide(), call="loss"),
+        r"got another guide",
+    ),
+    "another pair to evaluate": (
+        lambda: two_pairs(guide=Guide(), call="evaluate"),
+        r"got another guide",
+    ),
+    "other features": (
+        other_features,
+        r"expected elements as the critic was trained for, of 3 numbers; got 4\. Write: a new",
+    ),
     "site": (
         lambda: step(model, lambda x: pyro.sample("y", dist.Normal(0.0, 1.0))),
         r"site 'z': expected the guide to sample every latent.*Write: pyro.sample\('z', ...\)",

@@ -9,6 +9,13 @@ from pyro.optim.clipped_adam import ClippedAdam as PyroClippedAdam
 from torch import Tensor
 
 from pyro_ext.training.compiled.clipped_adam import ClippedAdam
+from pyro_ext.training.compiled.pyro_state import (
+    Saved,
+    own,
+    restore,
+    restore_schedule,
+    take_up,
+)
 
 __all__ = ["CLIP_NORM", "CLIP_VALUE", "AllParameters", "Average", "Factory", "clip"]
 
@@ -66,13 +73,18 @@ class AllParameters:
             return
         self._known |= {id(param) for param in new}
         self.version += 1
+        saved = take_up(self.spec, new) if isinstance(self.spec, PyroOptim) else {}
         if self.torch is None:
-            self.torch = self._make(new)
+            self.torch = self._make(new, saved)
             self.torch.register_load_state_dict_post_hook(self._loaded)
         else:
-            for group in self._groups(new):
+            for group in self._groups(new, saved):
                 self.torch.add_param_group(group)
         _fuse(self.torch)
+        if isinstance(self.spec, PyroOptim) and not isinstance(self.spec, PyroLRScheduler):
+            if saved:
+                restore(self.torch, saved)
+            own(self.spec, self.torch, new)
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -112,27 +124,32 @@ class AllParameters:
         """Tell graphs that the state tensors are others."""
         self.version += 1
 
-    def _make(self, params: list[Tensor]) -> torch.optim.Optimizer:
+    def _make(self, params: list[Tensor], saved: Saved) -> torch.optim.Optimizer:
         spec = self.spec
         if not isinstance(spec, PyroOptim):
             return spec(params)
         constructor: Any = spec.pt_optim_constructor
         if constructor is PyroClippedAdam:
             constructor = ClippedAdam
-        optimizer: torch.optim.Optimizer = constructor(self._groups(params))
+        optimizer: torch.optim.Optimizer = constructor(self._groups(params, saved))
         if isinstance(spec, PyroLRScheduler):
+            scheduler = spec.pt_scheduler_constructor(optimizer, **spec.kwargs)
+            if saved:
+                restore_schedule(scheduler, params, saved)
             # Under this key the scheduler is stepped with spec.step(), as Pyro has it.
-            spec.optim_objs[params[0]] = spec.pt_scheduler_constructor(optimizer, **spec.kwargs)
+            spec.optim_objs[params[0]] = scheduler
         return optimizer
 
-    def _groups(self, params: Iterable[Tensor]) -> list[dict[str, Any]]:
-        """Return parameter groups, one for each set of options."""
+    def _groups(self, params: Iterable[Tensor], saved: Saved) -> list[dict[str, Any]]:
+        """Return parameter groups, one for each set of options, which a saved state has too."""
         spec: Any = self.spec
         if not isinstance(spec, PyroOptim):
             return [{"params": list(params)}]
         groups: list[dict[str, Any]] = []
         for param in params:
             options = dict(spec._get_optim_args(param))
+            for group in saved.get(param, {}).get("param_groups", ()):
+                options |= {name: value for name, value in group.items() if name != "params"}
             clips = spec._get_grad_clip_args(cast(Any, param))
             options[CLIP_NORM] = clips.get("clip_norm")
             options[CLIP_VALUE] = clips.get("clip_value")

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_ext.training.compiled.optimizer import AllParameters, Average
+from pyro_ext.training.compiled.optimizer import AllParameters, Average, joint_factor
 
 __all__ = ["Optimizers", "values"]
 
@@ -112,8 +112,7 @@ class Optimizers:
 
     def _clip(self, largest: float) -> None:
         grads = [param.grad for param in self.params if param.grad is not None]
-        norms = [values(grad).square().sum() for grad in grads]
-        factor = (largest / (torch.stack(norms).sum().sqrt() + 1e-6)).clamp(max=1.0)
+        factor = joint_factor([values(grad) for grad in grads], largest)
         for grad in grads:
             grad.mul_(factor.to(grad.dtype))
 

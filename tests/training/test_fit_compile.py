@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import pyro_ext as px
 from pyro_ext.testing import NormalLocal
 from pyro_ext.training import graphs
+from pyro_ext.training.compiled.optimizer import clip
+from pyro_ext.training.optimizers import Optimizers
 from pyro_ext.training.payoff import (
     CountOperations,
     cheapest,
@@ -175,6 +177,20 @@ def test_clipping():
     assert not np.allclose(free.losses, clipped.losses)
     with pytest.raises(ValueError, match=r"expected clip_norm > 0; got -1\."):
         fit(clip_norm=-1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("clip_norm", [0.1, 100.0])
+def test_clipping_is_the_same_to_the_last_bit_everywhere(dtype, clip_norm):
+    sizes = [(7, 3), (1000,), ()]
+    params = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+    grads = [torch.randn(size, dtype=dtype) for size in sizes]
+    one = Optimizers(partial(SGD, lr=0.1), None, params, clip_norm=clip_norm)
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = grad.clone()
+    one.step()
+    clipped = clip([{}] * 3, grads, clip_norm)
+    assert all(torch.equal(p.grad, c) for p, c in zip(params, clipped, strict=True))
 
 
 def test_sparse_gradients_run_eagerly_and_say_so():

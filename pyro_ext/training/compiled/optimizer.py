@@ -17,7 +17,15 @@ from pyro_ext.training.compiled.pyro_state import (
     take_up,
 )
 
-__all__ = ["CLIP_NORM", "CLIP_VALUE", "AllParameters", "Average", "Factory", "clip"]
+__all__ = [
+    "CLIP_NORM",
+    "CLIP_VALUE",
+    "AllParameters",
+    "Average",
+    "Factory",
+    "clip",
+    "joint_factor",
+]
 
 Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
 
@@ -182,9 +190,18 @@ def clip(
         clipped.append(grad)
     if clip_norm is None:
         return clipped
-    total = torch.stack([grad.square().sum() for grad in clipped]).sum().sqrt()
-    factor = _factor(total, clip_norm)
+    factor = joint_factor(clipped, clip_norm)
     return [grad * factor.to(grad.dtype) for grad in clipped]
+
+
+def joint_factor(grads: Sequence[Tensor], largest: float) -> Tensor:
+    """Return what brings the norm of all gradients together to at most the largest.
+
+    Args:
+        grads: Gradients, of a sparse one the entries that are there.
+        largest: Largest norm.
+    """
+    return _factor(torch.stack([grad.square().sum() for grad in grads]).sum().sqrt(), largest)
 
 
 def _factor(norm: Tensor, largest: float) -> Tensor:

@@ -15,6 +15,7 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.auto.entry import fit_bare, fit_without_settings
 from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
+from pyro_ext.training.checks import check_functions, check_loss
 from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.loader import loader_in
@@ -118,6 +119,8 @@ def fit(
         The fitted guide with its history.
 
     Raises:
+        TypeError: If the loss is none of this package, or optimizer or schedule none of torch that
+            steps by the gradient alone.
         ValueError: If a loss is not finite; the message names step, site and rows. If there is
             nothing to train, or the schedule of ``px.Annealed`` does not reach its end.
 
@@ -137,6 +140,8 @@ def fit(
         >>> round(run.guide.median()["mu"].item(), 1)
         3.0
     """
+    check_loss(loss)
+    check_functions(optim, schedule)
     if loader_in(arguments(data)) is not None:
         _check_loader(batch_size, searching="auto" in (optim, family))
         loss = ELBO() if loss is None else loss

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, SparseAdam
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_ext.training.compiled.checked import checked_optimizer, checked_schedule
 from pyro_ext.training.compiled.optimizer import AllParameters, Average, joint_factor
 
 __all__ = ["Optimizers", "values"]
@@ -31,6 +32,7 @@ class Optimizers:
         average: What makes the gradient of all processes of that of one; None for one alone.
 
     Raises:
+        TypeError: If optimizer or scheduler cannot be stepped here.
         ValueError: If a gradient is sparse and the optimizer has no form by rows.
     """
 
@@ -51,19 +53,21 @@ class Optimizers:
             sparse = [i for i, grad in grads if grad is not None and grad.is_sparse]
         self.sparse = list(sparse)
         if sparse:
-            self.optimizers = [optim(params)]
+            self.optimizers = [checked_optimizer(optim(params), "fit")]
             if not isinstance(self.optimizers[0], _TAKES_SPARSE):
                 moved = {id(params[index]) for index in sparse}
                 self.optimizers.append(_move_rows(self.optimizers[0], moved))
         else:
-            self.for_graph = AllParameters(optim, clip_norm, average)
+            self.for_graph = AllParameters(optim, clip_norm, average, owner="fit")
             self.for_graph.include(params)
             self.optimizers = [o for o in (self.for_graph.torch,) if o is not None]
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         taken = {id(param) for group in groups for param in group["params"]}
         # What makes the optimizer may leave parameters out: these stay as they are.
         self.params = [param for param in params if id(param) in taken]
-        self.schedulers = [] if schedule is None else [schedule(o) for o in self.optimizers]
+        self.schedulers = (
+            [] if schedule is None else [checked_schedule(schedule(o)) for o in self.optimizers]
+        )
 
     def step(self) -> None:
         """Clip the gradients, and step optimizers and schedulers."""

@@ -17,6 +17,7 @@ from pyro_ext._run import held, traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
 from pyro_ext.training.badrows import nonfinite_rows
+from pyro_ext.training.compiled.checked import checked_optimizer
 
 __all__ = ["TRAIN", "Parameters", "find_parameters", "held", "optimizer_by_side"]
 
@@ -100,7 +101,9 @@ def optimizer_by_side(
             "model": [param for param in params if id(param) in ours],
             "guide": [param for param in params if id(param) not in ours],
         }
-        made = [optims[side](part) for side, part in parts.items() if part]
+        made = [
+            checked_optimizer(optims[side](part), "fit") for side, part in parts.items() if part
+        ]
         kinds = {type(optimizer) for optimizer in made}
         if len(kinds) > 1:
             names = sorted(kind.__name__ for kind in kinds)

@@ -8,6 +8,7 @@ from pyro.optim import PyroLRScheduler, PyroOptim
 from pyro.optim.clipped_adam import ClippedAdam as PyroClippedAdam
 from torch import Tensor
 
+from pyro_ext.training.compiled.checked import checked_optimizer
 from pyro_ext.training.compiled.clipped_adam import ClippedAdam
 from pyro_ext.training.compiled.pyro_state import (
     Saved,
@@ -47,6 +48,7 @@ class AllParameters:
         clip_norm: Largest norm of the gradient of all parameters together, or None.
         average: What makes the gradient of all processes of that of one, before each step; None
             where there is one alone.
+        owner: Whose it is, for messages.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class AllParameters:
         spec: PyroOptim | Factory,
         clip_norm: float | None,
         average: Average | None = None,
+        owner: str = "CompiledSVI",
     ) -> None:
         if not isinstance(spec, PyroOptim) and not callable(spec):
             raise TypeError(
@@ -66,6 +69,7 @@ class AllParameters:
                 f"CompiledSVI: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0."
             )
         self.spec, self.clip_norm, self.average = spec, clip_norm, average
+        self.owner = owner
         self.torch: torch.optim.Optimizer | None = None
         self.version = 0
         self._known: set[int] = set()
@@ -135,11 +139,11 @@ class AllParameters:
     def _make(self, params: list[Tensor], saved: Saved) -> torch.optim.Optimizer:
         spec = self.spec
         if not isinstance(spec, PyroOptim):
-            return spec(params)
+            return checked_optimizer(spec(params), self.owner)
         constructor: Any = spec.pt_optim_constructor
         if constructor is PyroClippedAdam:
             constructor = ClippedAdam
-        optimizer: torch.optim.Optimizer = constructor(self._groups(params, saved))
+        optimizer = checked_optimizer(constructor(self._groups(params, saved)), self.owner)
         if isinstance(spec, PyroLRScheduler):
             scheduler = spec.pt_scheduler_constructor(optimizer, **spec.kwargs)
             if saved:

@@ -10,6 +10,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_ext.training.compiled.checked import checked_optimizer, checked_schedule
 from pyro_ext.training.compiled.optimizer import AllParameters, Average, joint_factor
+from pyro_ext.training.options import asked_of
+from pyro_ext.training.snapshot import check_asked
 
 __all__ = ["Optimizers", "values"]
 
@@ -68,6 +70,7 @@ class Optimizers:
         self.schedulers = (
             [] if schedule is None else [checked_schedule(schedule(o)) for o in self.optimizers]
         )
+        self.asked = asked_of(self.optimizers, self.schedulers)
 
     def step(self) -> None:
         """Clip the gradients, and step optimizers and schedulers."""
@@ -98,17 +101,26 @@ class Optimizers:
     def state(self) -> dict[str, Any]:
         """Return the state of optimizers and schedulers."""
         return {
+            "asked": self.asked,
             "sparse": self.sparse,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], what: str) -> None:
         """Take over the state of others.
 
         Args:
             state: What ``state`` returned.
+            what: The file that it comes from, for the message.
+
+        Raises:
+            DamagedFile: If they are of another class, or had other options to begin with.
         """
+        # Another version of torch may have other options, and this package knew none before.
+        saved, asked = state.get("asked", {}), self.asked
+        both = [name for name in asked if name in saved]
+        check_asked({n: saved[n] for n in both}, {n: asked[n] for n in both}, what)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self.schedulers, state["schedulers"], strict=True):

@@ -294,7 +294,7 @@ class Session:
         if state["chunk"] != self._chunks.size:
             self._chunks.size = state["chunk"]
             self.stepper.change_loss(self._chunks.loss)
-        self.stepper.load(state["stepper"])
+        self.stepper.load(state["stepper"], f"fit: {path}")
         self._chunks.loss.load_training_state(state["loss"])
         self.batches.load(state["batches"])
         self.history.load(state["history"])

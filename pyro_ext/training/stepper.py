@@ -104,16 +104,20 @@ class Stepper:
         optimizers = None if self.optimizers is None else self.optimizers.state()
         return {"optimizers": optimizers, "graphs": self.graphs.state()}
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any], what: str) -> None:
         """Take over the state of another stepper.
 
         Args:
             state: What ``state`` returned.
+            what: The file that it comes from, for messages.
+
+        Raises:
+            DamagedFile: If it had other optimizers.
         """
         self.graphs.load(state["graphs"])
         if state["optimizers"] is not None:
             self.optimizers = self._make_optimizers(sparse=state["optimizers"]["sparse"])
-            self.optimizers.load(state["optimizers"])
+            self.optimizers.load(state["optimizers"], what)
 
     def _eager(self, step: Step) -> Taken:
         validate, self._checked = not self._checked, True

@@ -14,11 +14,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim import SGD, Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
 
 import pyro_ext as px
 from pyro_ext.training import files, graphs
+from pyro_ext.training.compiled.clipped_adam import ClippedAdam
 
 X = torch.linspace(-2, 3, 10)
 
@@ -176,6 +177,59 @@ def test_options(option):
         px.Checkpoints("folder", **option)
     with pytest.raises(ValueError, match="expected damaged to be one of"):
         px.Checkpoints("folder", damaged="ignore")
+
+
+# ---------------------------------------------------------------------- other optimizers
+
+STEPS = partial(StepLR, step_size=5)
+OTHER_OPTIMIZERS = {
+    "class": ({"optim": partial(SGD, lr=0.05)}, r"whose optimizer is 'SGD'; got 'Adam'\. Write"),
+    "rate": (
+        {"optim": partial(Adam, lr=0.01)},
+        r"whose lr is 0\.01; got 0\.05\. Write: the same lr",
+    ),
+    "betas": (
+        {"optim": partial(Adam, lr=0.05, betas=(0.5, 0.9))},
+        r"whose betas is \(0\.5, 0\.9\); got \(0\.9, 0\.999\)\. Write: the same betas",
+    ),
+    "a side": (
+        {"optim": {"model": partial(Adam, lr=0.05), "guide": partial(Adam, lr=0.05)}},
+        r"whose number of parameter groups is 2; got 1\.",
+    ),
+    "schedule": ({"schedule": STEPS}, r"whose schedule is 'StepLR'; got 'CosineAnnealingLR'\."),
+    "its options": (
+        {"schedule": partial(CosineAnnealingLR, T_max=40, eta_min=0.001)},
+        r"whose eta_min is 0\.001; got 0\.0\. Write: the same eta_min, or another folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OPTIMIZERS)
+def test_a_checkpoint_of_another_optimizer_is_refused(name, tmp_path):
+    options, message = OTHER_OPTIMIZERS[name]
+    with pytest.raises(KeyError, match="stopped here"):
+        fit(tmp_path, callbacks=[stopped_at(22)])
+    with pytest.raises(ValueError, match=rf"step-000000020\.pt: expected .*{message}"):
+        fit(tmp_path, **options)
+
+
+def test_milestones_are_options_too(tmp_path):
+    make = lambda *steps: partial(MultiStepLR, milestones=steps)  # noqa: E731
+    fit(tmp_path, schedule=make(10, 30))
+    with pytest.raises(ValueError, match=r"whose milestones is .*; got .*30, 1"):
+        fit(tmp_path, schedule=make(10, 20))
+
+
+def test_rates_that_the_fit_has_changed_are_no_other_options(tmp_path):
+    """ClippedAdam's own decay and a schedule move the rate, which is not what was asked."""
+    decaying = partial(ClippedAdam, lr=0.05, lrd=0.9)
+    torch.manual_seed(1)
+    never = fit(optim=decaying)
+    torch.manual_seed(1)
+    with pytest.raises(KeyError, match="stopped here"):
+        fit(tmp_path, optim=decaying, callbacks=[stopped_at(22)])
+    torch.manual_seed(99)
+    same(fit(tmp_path, optim=decaying), never)
 
 
 # ---------------------------------------------------------------------- killed

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from pyro_ext.minibatch import MiniBatch, has_rows
 from pyro_ext.structure import plate_frames, sample_sites
 from pyro_ext.training.batches import Batches, Step
+from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.ranks import Ranks
 
 __all__ = ["LoaderBatches", "loader_in"]
@@ -65,8 +66,7 @@ class LoaderBatches(Batches):
                 "its own; got one that gives all of them the same. Write: DataLoader(data, "
                 "sampler=torch.utils.data.DistributedSampler(data))."
             )
-        roots = [root for root in (model, guide) if isinstance(root, nn.Module)]
-        params = (param for root in roots for param in root.parameters())
+        params = (p for module in in_sight(model, guide) for p in module.parameters())
         self._device = next((param.device for param in params), torch.device("cpu"))
         self._minibatch: Callable[..., MiniBatch] | None = None
         try:

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pyro_ext as px
 from pyro_ext.training import graphs
+from pyro_ext.training.loader import LoaderBatches
+from pyro_ext.training.ranks import Ranks
 
 X = torch.linspace(-2, 3, 10)
 quiet = partial(px.fit, progress=False)
@@ -175,3 +177,47 @@ def test_a_run_without_its_data_says_what_to_write():
         run.sample(3)
     with pytest.raises(ValueError, match=r"px\.evidence\(run\.model, run\.guide, x\)"):
         px.evidence(run)
+
+
+# ---------------------------------------------------------------------- devices
+
+
+class Elsewhere(nn.Module):
+    """A model on a device of its own, where there are no numbers, and its methods."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros((), device="meta"))
+
+    def forward(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(self.loc, 1.0, validate_args=False), obs=x)
+
+    def other(self, x):
+        return self(x)
+
+
+SEEN = {
+    "module": lambda module: module,
+    "method": lambda module: module.other,
+    "closure": lambda module: lambda x: module(x),
+    "partial": lambda module: partial(lambda part, x: part(x), module),
+    "object": lambda module: Holder(module).model,
+}
+
+
+class Holder:
+    def __init__(self, module):
+        self.module = module
+
+    def model(self, x):
+        return self.module(x)
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_batches_go_to_the_device_of_a_module_that_the_model_sees(name):
+    model = SEEN[name](Elsewhere())
+    batches = LoaderBatches(model, lambda x: None, LOADERS["tuples"](), None, Ranks())
+    (x,) = batches.first.args
+    assert x.device.type == "meta"
+    assert next(batches).args[0].device.type == "meta"

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -29,6 +29,8 @@ __all__ = [
 
 _CONTAINERS = (torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Sequential)
 SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_WRAPPERS = {property: "fget", classmethod: "__func__", staticmethod: "__func__"}
+_WRAPPERS |= {cached_property: "func"}
 _LIMIT = 20_000
 _LIBRARIES = {"torch", "pyro", "pyro_ext", "numpy", "math", "builtins", "functools", "itertools"}
 _LIBRARIES |= {"typing", "collections", "contextlib", "operator", "jaxtyping", "pandas", "scipy"}
@@ -48,7 +50,8 @@ class Binding:
     """Names that were bound to objects when the graph was recorded.
 
     Args:
-        read: Returns what is bound now, given ``holder``.
+        read: Returns what is bound now, given ``holder``; ``len`` where only the number of names
+            counts.
         holder: What holds the names.
         names: The names.
         values: What was bound.
@@ -56,7 +59,7 @@ class Binding:
         fixed: Whether the names cannot be bound to anything else.
     """
 
-    read: Callable[[Any], tuple[Any, ...]]
+    read: Callable[[Any], Any]
     holder: Any
     names: tuple[Any, ...]
     values: tuple[Any, ...]
@@ -87,8 +90,8 @@ def narrowed(binding: Binding, keep: Callable[[Any], bool]) -> Binding | None:
 def bindings(*roots: Any) -> Iterator[Binding]:
     """Yield every binding that functions and modules can see, the nearest first.
 
-    Closures, globals, defaults, partial arguments, attributes, and what lies in lists, dicts and
-    tuples there; what belongs to a library is left out.
+    Closures, globals, defaults, partial arguments, attributes, also of classes, hooks of modules,
+    and what lies in lists, dicts and tuples there; what belongs to a library is left out.
 
     Args:
         *roots: Functions and modules.
@@ -156,11 +159,13 @@ def _of(obj: Any) -> Iterator[Binding]:
         if not isinstance(obj, Annealed):
             yield from _keys(vars(obj), tuple(vars(obj)), f"loss {type(obj).__name__}")
     elif isinstance(obj, partial):
-        parts = (obj.func, *obj.args, *obj.keywords.values())
-        yield Binding(tuple, parts, parts, parts, "a partial function", fixed=True)
+        yield _parts((obj.func, *obj.args, *obj.keywords.values()), "a partial function")
     elif isinstance(obj, types.MethodType):
-        parts = (obj.__self__, obj.__func__)
-        yield Binding(tuple, parts, parts, parts, "a method", fixed=True)
+        yield _parts((obj.__self__, obj.__func__), "a method")
+    elif type(obj) in _WRAPPERS:
+        yield _parts((getattr(obj, _WRAPPERS[type(obj)]),), "a property")
+    elif isinstance(obj, type):
+        yield from _class(obj)
     elif isinstance(obj, types.FunctionType):
         yield from _function(obj)
     elif isinstance(obj, dict):
@@ -171,9 +176,8 @@ def _of(obj: Any) -> Iterator[Binding]:
         names, fixed = tuple(range(len(held))), isinstance(obj, tuple)
         yield Binding(tuple, obj, names, held, "a sequence", fixed=fixed)
     elif hasattr(obj, "__dict__") and (isinstance(obj, Messenger) or not _library(type(obj))):
-        if not isinstance(obj, type | types.ModuleType):
-            yield from _keys(vars(obj), tuple(vars(obj)), f"{type(obj).__name__} object")
-            yield from _methods(type(obj))
+        if not isinstance(obj, types.ModuleType):
+            yield from _attributes(obj, tuple(vars(obj)), f"{type(obj).__name__} object")
 
 
 def _module(module: torch.nn.Module) -> Iterator[Binding]:
@@ -183,6 +187,10 @@ def _module(module: torch.nn.Module) -> Iterator[Binding]:
     if isinstance(module, _CONTAINERS):
         layers = held["_modules"]
         yield Binding(tuple, layers, tuple(layers), tuple(layers), f"the layers of a {name}")
+    for registry in ("_forward_hooks", "_forward_pre_hooks"):
+        hooks = held[registry]
+        yield Binding(tuple, hooks, tuple(hooks), tuple(hooks), f"the hooks of a {name}")
+        yield from _keys(hooks, tuple(hooks), f"the hooks of a {name}")
     own = [key for key, value in held.items() if isinstance(value, (Tensor, *SCALARS))]
     yield from _keys(held, tuple(own), f"module {name}")
     if _library(type(module)):
@@ -192,8 +200,7 @@ def _module(module: torch.nn.Module) -> Iterator[Binding]:
         yield from _keys(held, tuple(called), f"module {name}")
         return
     rest = [key for key in held if key not in own and not _internal(key)]
-    yield from _keys(held, tuple(rest), f"module {name}")
-    yield from _methods(type(module))
+    yield from _attributes(module, tuple(rest), f"module {name}")
 
 
 def _internal(key: str) -> bool:
@@ -201,11 +208,24 @@ def _internal(key: str) -> bool:
     return key in _MACHINERY or key.startswith(("_pyro", "call_super"))
 
 
-def _methods(kind: type) -> Iterator[Binding]:
-    for base in kind.__mro__:
-        for member in () if _library(base) else vars(base).values():
-            if isinstance(member, types.FunctionType):
-                yield from _function(member)
+def _attributes(obj: Any, keys: tuple[str, ...], where: str) -> Iterator[Binding]:
+    yield from _keys(vars(obj), keys, where)
+    yield Binding(len, vars(obj), (), (), f"the attributes of {where}")
+    yield _parts((type(obj),), "a class")
+
+
+def _class(kind: type) -> Iterator[Binding]:
+    if _library(kind):
+        return
+    held, where = vars(kind), f"class {kind.__name__}"
+    keys = [k for k, v in held.items() if k[:2] != "__" or isinstance(v, types.FunctionType)]
+    yield from _keys(held, tuple(keys), where)
+    yield Binding(len, held, (), (), f"the attributes of {where}")
+    yield _parts(kind.__bases__, where)
+
+
+def _parts(parts: tuple[Any, ...], where: str) -> Binding:
+    return Binding(tuple, parts, parts, parts, where, fixed=True)
 
 
 def _function(function: types.FunctionType) -> Iterator[Binding]:

@@ -31,16 +31,19 @@ class Watch:
         self._tensors = tuple(held)
         kept = {id(tensor) for tensor in self._tensors}
         found: list[Binding] = []
+        self._growing: list[Binding] = []  # what may have more or fewer names than it had
         owned: set[int] = set()
         for binding in bindings(*roots):
+            if binding.read in (tuple, len) and not binding.fixed:
+                self._growing.append(binding)
             owned |= {id(value) for value in binding.values if isinstance(value, Tensor)}
             counts = narrowed(binding, lambda v: not closed or _counts(v, kept))
             if counts is not None:
                 found.append(counts)
         self._bindings = found + stored(store, kept - owned)
-        # What may grow or shrink; a map over both stops at the shorter one.
-        self._growing = [b.holder for b in self._bindings if b.read is tuple]
-        self._sizes = [len(holder) for holder in self._growing]
+        # A map over what is bound and what was stops at the shorter one.
+        self._holders = [binding.holder for binding in self._growing]
+        self._sizes = [len(holder) for holder in self._holders]
         self._flags = [tensor.requires_grad for tensor in self._tensors]
         self._pointers = [tensor.data_ptr() for tensor in self._tensors]
         self._dtype = torch.get_default_dtype()
@@ -53,7 +56,7 @@ class Watch:
         try:
             return (
                 all(all(map(is_, b.read(b.holder), b.values)) for b in self._bindings)
-                and [len(holder) for holder in self._growing] == self._sizes
+                and [len(holder) for holder in self._holders] == self._sizes
                 and [tensor.requires_grad for tensor in tensors] == self._flags
                 and [tensor.data_ptr() for tensor in tensors] == self._pointers
             )
@@ -78,13 +81,14 @@ class Watch:
         """Say what has changed."""
         if _PYRO_STACK:
             return "an effect handler of Pyro is active"
+        for growing, size in zip(self._growing, self._sizes, strict=True):
+            if (count := len(growing.holder)) != size:
+                return f"{growing.where} has {count} entries, not {size}"
         for binding in self._bindings:
             try:
                 now = binding.read(binding.holder)
             except (KeyError, ValueError, IndexError):
                 return f"names of {binding.where} are gone"
-            if len(now) != len(binding.values):
-                return f"{binding.where} has {len(now)} entries, not {len(binding.values)}"
             for name, old, new in zip(binding.names, binding.values, now, strict=True):
                 if not _same(old, new):
                     return f"'{name}' of {binding.where} is another object"

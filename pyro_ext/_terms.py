@@ -11,6 +11,7 @@ from pyro.distributions.util import broadcast_shape
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ext._scales import Scale, split_scales
 from pyro_ext._site_log_prob import check_shape, site_log_prob
 from pyro_ext._strata import check_plates, stratified
 from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
@@ -109,7 +110,8 @@ class Term:
         log_q: log q(z), the same shape.
         log_q_score: The part of log q(z) whose sites are not reparameterized, or None.
         plates: The plates that ``batch`` runs over, left to right; empty for one joint weight.
-        scale: Factor outside the bound: subsampling N/B, ``poutine.scale``, 1 / ``num_outer``.
+        scale: Factor outside the bound: subsampling N/B, ``poutine.scale``, 1 / ``num_outer``. A
+            tensor that broadcasts to ``batch`` where ``poutine.scale`` is one.
         subsampled: A subsampled plate whose scale had to stay inside the weight, or None. A
             K-sample bound of such a weight is no bound.
         log_strata: Log of how often each particle counts, shape ``(particles, *batch)``, where
@@ -128,7 +130,7 @@ class Term:
     log_q: Float[Tensor, " particles *batch"]
     log_q_score: Float[Tensor, " particles *batch"] | None
     plates: tuple[str, ...]
-    scale: float
+    scale: Scale
     subsampled: str | None
     _path: PathScale = field(repr=False)
     _layout: _Layout = field(repr=False)
@@ -154,6 +156,16 @@ class Term:
         value = bound(log_w, **known)
         if self.log_outer_strata is not None:
             value = value * self.log_outer_strata.exp()
+        return self.scaled_sum(value)
+
+    def scaled_sum(self, value: Tensor) -> Float[Tensor, ""]:
+        """Return Σ scale · value.
+
+        Args:
+            value: A number for each element, shape ``(*lead, *batch)``.
+        """
+        if isinstance(self.scale, Tensor):
+            return (self.scale * value).sum()
         total = value.sum()
         return total if self.scale == 1.0 else self.scale * total
 
@@ -169,6 +181,8 @@ def make_terms(
     particles: Particles,
     paths: Sequence[PathScale],
     drawn: Trace,
+    *,
+    linear: bool,
 ) -> tuple[Term, ...]:
     """Return the terms of a pair of traces, the global one first.
 
@@ -179,6 +193,7 @@ def make_terms(
         particles: The particle plates that the traces ran in.
         paths: Gradient scales, of the global term and of each entry of ``structure.local``.
         drawn: Trace of the guide, as it drew.
+        linear: Whether the bound is linear in log w.
     """
     homes: dict[int | None, tuple[list[Any], list[Any]]] = {}
     for side, trace in enumerate((model_trace, guide_trace)):
@@ -191,7 +206,9 @@ def make_terms(
             path = paths[0 if home is None else home + 1]
             model_sites, guide_sites = homes[home]
             origins = [drawn.nodes[site["name"]] for site in guide_sites]
-            term = _term(model_sites, guide_sites, origins, home, structure, particles, path)
+            term = _term(
+                model_sites, guide_sites, origins, home, structure, particles, path, linear=linear
+            )
             terms.append(_inside(terms[0], term) if terms else term)
     return tuple(terms)
 
@@ -214,13 +231,17 @@ def _term(
     structure: Structure,
     particles: Particles,
     path: PathScale,
+    *,
+    linear: bool,
 ) -> Term:
     plates = () if home is None else structure.local[home]
     names = tuple(name for name, _ in plates)
     layout = _Layout(
         particles, structure.nesting, tuple(structure.nesting + dim for _, dim in plates)
     )
-    outside, factors, subsampled = _scales([*model_sites, *guide_sites], names)
+    outside, factors, subsampled = split_scales(
+        [*model_sites, *guide_sites], plates, linear=linear
+    )
     count = len(model_sites)
     log_p = _total(model_sites, factors[:count], layout)
     log_q = _total(guide_sites, factors[count:], layout)
@@ -300,31 +321,3 @@ def _total(sites: list[Any], factors: list[Any], layout: _Layout) -> Tensor | No
         part = layout.collect(log_prob, sizes)
         total = part if total is None else total + part
     return total
-
-
-def _scales(sites: list[Any], plates: tuple[str, ...]) -> tuple[float, list[Any], str | None]:
-    """Split the sites' scales into one factor outside the log and what must stay inside.
-
-    The subsampling of the term's own plates goes outside, and so does a ``poutine.scale`` around
-    all of its sites. Any other scale (a subsampled plate within an element, a tempered likelihood)
-    stays.
-    """
-    outside, residuals, subsampled = 1.0, [], None
-    for site in sites:
-        own = 1.0
-        for frame in site["cond_indep_stack"]:
-            ratio = (frame.full_size or frame.size) / frame.size
-            if frame.name in plates:
-                own *= ratio
-            elif ratio != 1:
-                subsampled = frame.name
-        outside, scale = own, site["scale"]
-        residual = scale / own
-        snap = not isinstance(residual, Tensor) and math.isclose(residual, 1, rel_tol=1e-12)
-        residuals.append(1.0 if snap else residual)
-    shared = residuals[0]
-    if not isinstance(shared, Tensor) and all(
-        not isinstance(r, Tensor) and math.isclose(r, shared, rel_tol=1e-12) for r in residuals
-    ):
-        return outside * shared, [1.0] * len(sites), subsampled
-    return outside, residuals, subsampled

@@ -170,7 +170,8 @@ def weigh(
         adjust: Called with the model's trace and the guide's before their sites are added up; it
             may change their log densities and scales.
         linear: Whether the bound is linear in log w, so that a joint weight may be split where
-            mixtures share out the particles of each element apart.
+            mixtures share out the particles of each element apart, and scales that are tensors may
+            stay inside.
     """
     many = particles.count_dims > 0
 
@@ -181,7 +182,7 @@ def weigh(
         if linear and joint and any(plate_frames(site) for site in sites if stratified(site)):
             structure = _apart(pair, traces, mode.rerun, many=many)
             traces = replace(traces, paths=[PathScale() for _ in (None, *structure.local)])
-        return _weights(traces, structure, particles, adjust)
+        return _weights(traces, structure, particles, adjust, linear=linear)
 
     known = recall(pair, joint=joint, rerun=mode.rerun, many=many)
     found = known or discover(pair, joint=joint, rerun=mode.rerun, many=many)
@@ -222,12 +223,20 @@ def _weights(
     structure: Structure,
     particles: Particles,
     adjust: Callable[[Trace, Trace], object] | None,
+    *,
+    linear: bool,
 ) -> LogWeights:
     check_pair(traces.model, traces.guide)
     unmask(traces.model, [n for n, site in sample_sites(traces.guide) if not is_masked(site)])
     if adjust is not None:
         adjust(traces.model, traces.scored)
     terms = make_terms(
-        traces.model, traces.scored, structure, particles, traces.paths, traces.guide
+        traces.model,
+        traces.scored,
+        structure,
+        particles,
+        traces.paths,
+        traces.guide,
+        linear=linear,
     )
     return LogWeights(terms, traces.model, traces.guide, structure.nesting, traces.leaves)

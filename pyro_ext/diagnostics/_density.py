@@ -66,7 +66,13 @@ class Density:
         particles = Particles(num, 1)
         traces = run_pair(pair, self.structure, particles, Mode())
         (term,) = make_terms(
-            traces.model, traces.guide, self.structure, particles, traces.paths, traces.guide
+            traces.model,
+            traces.guide,
+            self.structure,
+            particles,
+            traces.paths,
+            traces.guide,
+            linear=False,
         )
         return traces, term
 

@@ -319,6 +319,14 @@ class BoundLoss(Cited, pyro.infer.ELBO):
                 f"which this loss is defined jointly only. Write: px.{name}(..., joint=True)."
             )
         for term in log_weights.terms:
+            apart = self._chunk_size is not None or not self.chunks
+            if apart and isinstance(term.scale, Tensor) and term.scale.requires_grad:
+                raise ValueError(
+                    f"{self!r}: expected a poutine.scale without gradient, as this loss computes "
+                    "its gradient from that of the log weights; got one that requires grad. "
+                    "Write: poutine.scale(scale=s.detach()), or px.IWAE(num_particles="
+                    f"{self.num_particles})."
+                )
             if term.subsampled is not None and term.log_p.shape[0] > 1:
                 raise ValueError(
                     f"{self!r}: expected a weight for each element of the subsampled plate "

@@ -103,11 +103,11 @@ class PIWAE(BoundLoss):
         value = log_weights.estimate(self._bound)
         parts = [self._path(log_weights, value)]
         for term in log_weights.terms:
-            both, scale = term.log_p - term.log_q.detach(), term.scale * self.particles.outer
+            both = term.log_p - term.log_q.detach()
             for counts in (term.log_strata, term.log_outer_strata):
                 both = both if counts is None else both + counts.detach()
             flat = both.flatten(0, 1) if self.particles.outer > 1 else both
-            parts.append(scale * bounds.iwae(flat).sum())
+            parts.append(self.particles.outer * term.scaled_sum(bounds.iwae(flat)))
             if self.estimator == "reparam":
                 parts.append(term.estimate(self._bound, term.log_p.detach() - term.log_q))
         surrogate = torch.stack(parts).sum()

@@ -39,12 +39,12 @@ def score_surrogate(
         with torch.no_grad():
             if term.plates or not hierarchical:
                 signal = _signal(term.log_w, bound, outer_dim=0 if num_outer > 1 else None)
-                scale = term.scale
+                signal = term.scale * signal
             else:
                 total = _totals(log_weights, bound, num_outer)
                 signal = (total - _others_mean(total, 0)) if num_outer > 1 else total
-                scale = 1 / num_outer
-        parts.append(scale * (signal * term.log_q_score).sum())
+                signal = signal / num_outer
+        parts.append((signal * term.log_q_score).sum())
     if not parts:
         return log_weights.terms[0].log_w.new_zeros(())
     surrogate = torch.stack(parts).sum()
@@ -71,9 +71,8 @@ def _totals(log_weights: LogWeights, bound: Callable[[Tensor], Tensor], num_oute
     """Return the bound of the whole data set for each outer draw, shape ``(num_outer,)``."""
     total: Tensor | float = 0.0
     for term in log_weights.terms:
-        value = bound(term.log_w)
-        value = value.reshape(num_outer, -1).sum(-1)
-        total = total + term.scale * num_outer * value
+        value = term.scale * num_outer * bound(term.log_w)
+        total = total + value.reshape(num_outer, -1).sum(-1)
     return torch.as_tensor(total)
 
 

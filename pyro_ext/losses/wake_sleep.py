@@ -76,5 +76,5 @@ class WakeSleep(BoundLoss):
             climbed = bounds.iwae(term.log_p - term.log_q.detach())
             shares = torch.softmax(term.log_w.detach(), 0)
             followed = (shares * term.log_q).sum(0)
-            parts.append(term.scale * (climbed + followed - followed.detach()).sum())
+            parts.append(term.scaled_sum(climbed + followed - followed.detach()))
         return -torch.stack(parts).sum()

@@ -45,3 +45,39 @@ def test_graph_and_eager_steps_agree_for_every_loss(name, compile):
     torch.testing.assert_close(found, expected, rtol=0.1 * rtol, atol=0)
     for one, other in zip(params, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+
+
+def scaled(fn, which):
+    def scaled(x, *scales):
+        with pyro.poutine.scale(scale=scales[which]):
+            fn(x)
+
+    return scaled
+
+
+@pytest.mark.parametrize("compile", WAYS)
+@pytest.mark.parametrize("loss", [px.IWAE(4), px.ELBO(4)], ids=repr)
+def test_scales_that_agree_at_some_steps_and_not_at_others(loss, compile):
+    """A scale goes outside the log where model and guide share it: one graph does both."""
+    rows = [([1.0, 2.0, 3.0], [1.0, 2.0, 4.0]), ([2.0, 3.0, 1.0], [2.0, 3.0, 1.0])]
+    values = [(2.0, 2.0), (2.0, 3.0), (3.0, 3.0), *rows, *rows]
+    scales = [tuple(map(torch.tensor, pair)) for pair in values]
+    found = {}
+    for way in (compile, False):
+        pyro.clear_param_store()
+        guide = px.AutoAmortized(model, torch.nn.Linear(2, 3))
+        with torch.no_grad():
+            for param in guide.parameters():
+                param.fill_(0.1)
+        svi = px.CompiledSVI(
+            scaled(model, 0),
+            scaled(guide, 1),
+            pyro.optim.Adam({"lr": 0.01}),
+            loss,
+            compile=way,
+            _backend="graph",
+        )
+        pyro.set_rng_seed(5)
+        found[way] = torch.tensor([svi.step(X, *pair) for pair in scales])
+        assert sum(map(len, svi._graphs.values())) == (2 if way else 0)  # one for each shape
+    torch.testing.assert_close(found[compile], found[False], rtol=1e-10, atol=0)

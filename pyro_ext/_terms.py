@@ -1,7 +1,7 @@
 """From the sites of two traces to log weights per element of each set of independent plates."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ext._scales import Scale, split_scales
+from pyro_ext._score_function import is_reparameterized, score_function
 from pyro_ext._site_log_prob import check_shape, site_log_prob
 from pyro_ext._strata import check_plates, stratified
-from pyro_ext.structure import Structure, is_random, plate_frames, sample_sites
+from pyro_ext.structure import Structure, plate_frames, sample_sites
 
 __all__ = ["Particles", "PathScale", "Term", "make_terms"]
 
@@ -108,7 +109,7 @@ class Term:
     Args:
         log_p: log p(x, z), masked and unscaled, shape ``(particles, *batch)``.
         log_q: log q(z), the same shape.
-        log_q_score: The part of log q(z) whose sites are not reparameterized, or None.
+        log_q_score: Log density of the draws that are not reparameterized, masked or not, or None.
         plates: The plates that ``batch`` runs over, left to right; empty for one joint weight.
         scale: Factor outside the bound: subsampling N/B, ``poutine.scale``, 1 / ``num_outer``. A
             tensor that broadcasts to ``batch`` where ``poutine.scale`` is one.
@@ -243,10 +244,12 @@ def _term(
         [*model_sites, *guide_sites], plates, linear=linear
     )
     count = len(model_sites)
-    log_p = _total(model_sites, factors[:count], layout)
-    log_q = _total(guide_sites, factors[count:], layout)
-    scored = [site for site in guide_sites if not site["fn"].has_rsample and is_random(site)]
-    log_q_score = _total(scored, [1.0] * len(scored), layout)
+    log_p = _total(model_sites, map(site_log_prob, model_sites), factors[:count], layout)
+    log_q = _total(guide_sites, map(site_log_prob, guide_sites), factors[count:], layout)
+    # The draws themselves have a score, not a guide that is run again on them.
+    drawn = [site for site, origin in zip(guide_sites, origins, strict=True) if site is origin]
+    scored = [site for site in drawn if not is_reparameterized(site)]
+    log_q_score = _total(scored, map(score_function, scored), [1.0] * len(scored), layout)
     parts = [part for part in (log_p, log_q, log_q_score) if part is not None]
     shape = broadcast_shape(*(part.shape for part in parts))
     inner = particles.inner if home is not None or not structure.local else 1
@@ -306,10 +309,11 @@ def _sizes(site: Any, layout: _Layout) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _total(sites: list[Any], factors: list[Any], layout: _Layout) -> Tensor | None:
+def _total(
+    sites: Sequence[Any], log_probs: Iterable[Tensor], factors: list[Scale], layout: _Layout
+) -> Tensor | None:
     alike: dict[Any, Tensor] = {}  # sites of one shape are added up before they are arranged
-    for site, factor in zip(sites, factors, strict=True):
-        log_prob = site_log_prob(site)
+    for site, log_prob, factor in zip(sites, log_probs, factors, strict=True):
         lead = max(log_prob.dim() - layout.nesting, 0)
         check_shape(site, log_prob.shape, min(lead, layout.particles.count_dims))
         if isinstance(factor, Tensor) or factor != 1:

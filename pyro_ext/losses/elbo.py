@@ -30,7 +30,9 @@ class ELBO(BoundLoss):
       too, and free of noise where q is the exact posterior.
     - ``"score"`` (REINFORCE): for guide sites that are not reparameterized, discrete ones say, the
       score function, with the mean of the other draws as baseline; reparameterized sites in the
-      same guide are differentiated as by ``"reparam"``.
+      same guide are differentiated as by ``"reparam"``, and sites that reject proposals
+      (``dist.Rejector``) by both. A ``pyro.factor(..., has_rsample=False)`` of the guide counts as
+      the log density of such a draw.
 
     Forms, all of the same expectation:
 

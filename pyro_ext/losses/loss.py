@@ -20,17 +20,13 @@ from pyro_ext._checks import Pair
 from pyro_ext._cited import Cited
 from pyro_ext._modules import of_stored_modules
 from pyro_ext._sitewise import sitewise
-from pyro_ext._strata import mixture
 from pyro_ext._terms import Particles
 from pyro_ext.losses.chunks import in_chunks
+from pyro_ext.losses.draws import check_draws
 from pyro_ext.losses.score import score_surrogate
-from pyro_ext.losses.strata import explain_mixture
-from pyro_ext.structure import is_random, sample_sites
 from pyro_ext.weights import LogWeights, Mode, weigh
 
 __all__ = ["BoundLoss"]
-
-SCORE_ESTIMATORS = ("score", "vimco", "wake")
 
 ESTIMATOR_PAPERS = {
     "reparam": "kingma2014auto",
@@ -288,23 +284,8 @@ class BoundLoss(Cited, pyro.infer.ELBO):
 
     def _check(self, log_weights: LogWeights) -> None:
         name = type(self).__name__
-        if self.estimator not in SCORE_ESTIMATORS and torch.is_grad_enabled():
-            other = [known for known in self.estimators if known in SCORE_ESTIMATORS]
-            instead = (
-                f"px.{name}(estimator='{other[0]}')" if other else "px.ELBO(estimator='score')"
-            )
-            for site_name, site in sample_sites(log_weights.guide_trace):
-                if not site["fn"].has_rsample and is_random(site):
-                    drawn = mixture(site)
-                    if drawn is not None:
-                        raise ValueError(explain_mixture(self, site, drawn, log_weights))
-                    raise ValueError(
-                        f"{self!r}: expected every guide site to be reparameterized; got site "
-                        f"'{site_name}', {type(site['fn']).__name__}, which is not. Write: "
-                        f"{instead}, or hide '{site_name}' from the guide and enumerate it: "
-                        "pyro.infer.TraceEnum_ELBO() with infer={'enumerate': 'parallel'} in the "
-                        "model."
-                    )
+        if torch.is_grad_enabled():
+            check_draws(self, log_weights)
         several = any(term.log_p.shape[0] > 1 for term in log_weights.terms)
         if self.estimator == "dreg" and several and torch.is_grad_enabled():
             for site_name in log_weights.point_estimates:

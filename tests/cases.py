@@ -45,14 +45,16 @@ LOSSES: dict[str, Callable[..., BoundLoss]] = {
     "ELBO-reparam": lambda num_particles: px.ELBO(num_particles),
     "ELBO-stl": lambda num_particles: px.ELBO(num_particles, estimator="stl"),
     "ELBO-score": lambda num_particles: px.ELBO(num_particles, estimator="score"),
-    "WakeSleep-wake": lambda num_particles, **options: px.WakeSleep(num_particles, **options),
+    "WakeSleep-wake": lambda num_particles, **options: px.WakeSleep(
+        max(num_particles, 2), **options
+    ),
     "JackknifeIWAE-reparam": lambda num_particles, **options: px.JackknifeIWAE(
         max(num_particles, 2), **options
     ),
 }
 """One entry for every estimator of every loss: a function of ``num_particles``, and of ``joint``.
 
-The jackknife needs two particles, and gets them.
+The jackknife and wake-sleep need two particles, and get them.
 """
 
 _FAMILIES: dict[str, tuple[Callable[..., BoundLoss], tuple[str, ...]]] = {

@@ -25,7 +25,7 @@ class WakeSleep(BoundLoss):
     the importance-weighted bound, which the model climbs. Mini-batches are scaled outside.
 
     Args:
-        num_particles: Number K of particles.
+        num_particles: Number K >= 2 of particles: with one, the guide's gradient has mean zero.
         estimator: ``"wake"``, the self-normalized weights above (biased, by an order of 1/K).
         joint: Whether a model with global and local latents gets one joint weight.
 
@@ -56,6 +56,13 @@ class WakeSleep(BoundLoss):
         self, num_particles: int = 10, *, estimator: str = "wake", joint: bool = False
     ) -> None:
         super().__init__(num_particles, estimator=estimator, joint=joint)
+        if num_particles < 2:
+            raise ValueError(
+                "WakeSleep: expected num_particles >= 2, as a lone particle's share is 1 whatever "
+                f"its weight, and the guide's gradient is noise about zero; got {num_particles}. "
+                "Write: px.WakeSleep(num_particles=10), px.Sleep(...) for a guide that learns "
+                "from dreams, or px.ELBO() for the model alone."
+            )
 
     def _options(self) -> dict[str, Any]:
         return {"num_particles": self.num_particles, "estimator": self.estimator}

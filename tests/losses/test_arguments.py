@@ -54,6 +54,10 @@ def test_arguments_of_a_loss(loss: Any) -> None:
             lambda: px.JackknifeIWAE(1),
             r"JackknifeIWAE: expected num_particles >= 2; got 1\. Write",
         ),
+        (
+            lambda: px.WakeSleep(1),
+            r"WakeSleep: expected num_particles >= 2.*share.*got 1\. Write: px\.WakeSleep\(num",
+        ),
     ],
 )
 def test_ranges_of_arguments(make: Callable[[], Any], message: str) -> None:

@@ -151,9 +151,12 @@ class Annealed(BoundLoss):
     def _adjust(self, model_trace: Trace, guide_trace: Trace) -> object:
         self.elbo._adjust(model_trace, guide_trace)
         beta = self.beta if self._given is None else self._given
-        for _, site in (*sample_sites(model_trace), *sample_sites(guide_trace)):
+        latents = [site for _, site in sample_sites(model_trace) if not site["is_observed"]]
+        for _, site in sample_sites(guide_trace):
             if not site["is_observed"] or site["infer"].get("is_auxiliary"):
-                site["scale"] = site["scale"] * beta
+                latents.append(site)
+        for site in latents:
+            site["scale"] = site["scale"] * beta
         return None
 
     def _papers_in_use(self) -> Iterable[str]:

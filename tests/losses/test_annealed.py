@@ -63,6 +63,34 @@ def expected(beta: float, params: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- what β multiplies
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_factor_of_the_model_keeps_its_weight(beta: float) -> None:
+    """Draw for draw: Pyro marks each ``pyro.factor`` as auxiliary, the model's too."""
+
+    def more(x: Tensor) -> None:
+        model(x)
+        pyro.factor("more", torch.tensor(5.0))
+
+    values = []
+    for this in (model, more):
+        pyro.set_rng_seed(3)
+        values.append(px.Annealed(px.ELBO(2), beta).loss(this, Guide(), X))
+    assert values[0] - values[1] == pytest.approx(5.0, abs=1e-10)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_a_factor_of_the_guide_is_part_of_its_density(beta: float) -> None:
+    def with_factor(x: Tensor) -> None:
+        guide(x)
+        pyro.factor("jacobian", torch.tensor(5.0), has_rsample=True)
+
+    values, guide = [], Guide()
+    for this in (guide, with_factor):
+        pyro.set_rng_seed(3)
+        values.append(px.Annealed(px.ELBO(2), beta).loss(model, this, X))
+    assert values[1] - values[0] == pytest.approx(5.0 * beta, abs=1e-10)
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.5])
 @pytest.mark.parametrize(
     "elbo",

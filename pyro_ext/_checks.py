@@ -34,7 +34,8 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
         guide_trace: Trace of the guide.
 
     Raises:
-        ValueError: If a latent is missing on one side, or a plate has two sizes.
+        ValueError: If a latent is missing on one side or observed by the model, or a plate has two
+            sizes.
     """
     guide_sites = dict(sample_sites(guide_trace))
     model_sites = dict(sample_sites(model_trace))
@@ -50,13 +51,22 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
             )
         _check_sizes(name, site, other)
     for name, site in guide_sites.items():
-        if name not in model_sites and not site["infer"].get("is_auxiliary"):
+        if site["infer"].get("is_auxiliary"):
+            continue
+        if name not in model_sites:
             latents = _names({n: s for n, s in model_sites.items() if not s["is_observed"]})
             raise ValueError(
                 f"site '{name}': expected the guide to sample the model's latents alone, "
                 f"{latents}; got this site too. Write: the name of a latent, or a site '{name}' "
                 "in the model as well, its distribution given the latents; infer={'is_auxiliary': "
                 "True} for a draw that latents are one-to-one functions of."
+            )
+        if model_sites[name]["is_observed"] and not site["is_observed"]:
+            raise ValueError(
+                f"site '{name}': expected the guide to sample the model's latents alone; got a "
+                "draw of this site, while the model observes it. Write: poutine.condition(guide, "
+                f"data={{'{name}': ...}}) with what the model is conditioned on, or "
+                f"poutine.block(guide, hide=['{name}'])."
             )
 
 

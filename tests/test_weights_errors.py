@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 from weight_pairs import NUM, X, hierarchy, local_guide, local_model
 
@@ -38,6 +39,19 @@ def test_guide_has_an_extra_site() -> None:
         ValueError, match=r"site 'extra': .*latents alone, \['z'\]; got this site too. Write"
     ):
         px.log_weights(local_model, guide, X)
+
+
+@pytest.mark.parametrize("particles", [1, 5])
+def test_guide_draws_what_the_model_observes(particles: int) -> None:
+    """Its density would count, and nothing in the model would depend on it."""
+    known = poutine.condition(local_model, {"z": X})
+    with pytest.raises(
+        ValueError, match=r"site 'z': .*latents alone.*observes it.*Write: poutine\.condition\(gui"
+    ):
+        px.log_weights(known, local_guide, X, num_particles=particles)
+    both = px.log_weights(known, poutine.condition(local_guide, {"z": X}), X)
+    expected = poutine.trace(known).get_trace(X).log_prob_sum()
+    torch.testing.assert_close(both.terms[0].log_w.sum(), expected)
 
 
 @pytest.mark.parametrize("particles", [1, 5])

@@ -32,9 +32,9 @@ tutorials: $(STAMP)
 	$(BIN)/python tutorials/compare_posteriors.py
 
 # Types and shapes are checked in each call where every public function has its example, and in the
-# tests of what they are made of. In all tests that would take three times as long.
+# tests of log weights and bounds. In all tests that would take three times as long.
 TYPED := --jaxtyping-packages=pyro_ext,beartype.beartype
-TYPED_TESTS := pyro_ext tests/families tests/nn tests/models tests/guides tests/test_bounds.py tests/test_weights.py
+TYPED_TESTS := pyro_ext tests/test_bounds.py tests/test_weights.py
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test test-all: export OMP_NUM_THREADS ?= 1

@@ -59,7 +59,8 @@ SAMPLES += "log_f0 = dist.Normal(0.0, 1.0).log_prob(x).sum(-1)\n"
 GIVEN = {"auto.md": BOTH, "compiled.md": LOCAL, "ratios.md": SAMPLES, "runs.md": LOCAL}
 ELSEWHERE = ("init_process_group", "LightningModule")  # what tests of their own run
 FEWER = 20  # steps of a fit on those pages
-LONG = {"auto.md", "compiled.md", "ratios.md", "howto/implicit.md"}  # more than ten seconds
+LONG = {"auto.md", "compiled.md", "howto/implicit.md", "quickstart.md", "ratios.md"}
+"""Pages that take more than ten seconds."""
 
 
 def run_block(code: str, page: str, line: int, namespace: dict[str, Any]) -> None:

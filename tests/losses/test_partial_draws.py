@@ -120,7 +120,9 @@ def test_rejected_proposals_count_in_every_bound(loss: Any) -> None:
     assert_mean(gradients(loss, prior, lambda rate: latent(Exponential(rate)), 200), exact(loss))
 
 
-@pytest.mark.parametrize("family", [RejectionGamma, ShapeAugmentedGamma])
+@pytest.mark.parametrize(
+    "family", [RejectionGamma, pytest.param(ShapeAugmentedGamma, marks=pytest.mark.slow)]
+)
 def test_gammas_by_rejection(family: Any) -> None:
     def guide(concentration: Tensor) -> None:
         latent(family(concentration.expand(NUM), torch.ones(NUM)))

@@ -165,7 +165,7 @@ def test_svi_of_pyro():
 HELD_BACK = {"critic_steps": 5, "regularizer": px.ratio.Regularizer(r1=0.1)}
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("contrast", "options", "lr", "num_steps"),
     [

@@ -52,7 +52,7 @@ def test_compiled_steps_are_the_eager_ones_for_the_same_seed(guide, loss, dtype)
     assert difference.max() < tolerance
 
 
-@pytest.mark.parametrize("form", ["triangular", "lu"])
+@pytest.mark.parametrize("form", ["triangular", pytest.param("lu", marks=pytest.mark.slow)])
 def test_a_matrix_for_each_row_compiles(form):
     """The compiler's index_copy into an expanded tensor would make one matrix of all."""
     pyro.clear_param_store()

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted((ROOT / "tutorials").glob("[!_]*.py"))
+COMPARE = ROOT / "tutorials" / "compare_posteriors.py"
 LESSONS = [path for path in TUTORIALS if path.stem[0].isdigit()]
 
 
@@ -26,7 +27,11 @@ def run(script: Path, folder: Path, *options: str) -> subprocess.CompletedProces
     )
 
 
-@pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "script",
+    [*LESSONS, pytest.param(COMPARE, marks=pytest.mark.slow)],
+    ids=lambda path: path.stem,
+)
 def test_tutorial_runs_and_leaves_figures(script: Path, tmp_path: Path) -> None:
     done = run(script, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -38,7 +43,7 @@ def test_tutorial_runs_and_leaves_figures(script: Path, tmp_path: Path) -> None:
 
 def test_there_are_tutorials() -> None:
     """One for each topic; the thirteenth is older than the numbers."""
-    assert ROOT / "tutorials" / "compare_posteriors.py" in TUTORIALS
+    assert {COMPARE, *LESSONS} == set(TUTORIALS)
     numbers = [int(path.stem[:2]) for path in LESSONS]
     assert numbers == [number for number in range(1, 15) if number != 13]
 

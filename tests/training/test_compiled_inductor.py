@@ -5,6 +5,7 @@ import torch
 from cases import LOSSES
 
 import pyro_ext as px
+from pyro_ext.training.compiled import step
 
 X = [[0.3, -1.0], [1.2, 0.4], [-0.5, 0.9], [2.0, 0.0], [0.1, 0.1], [1.0, -2.0]]
 
@@ -61,3 +62,25 @@ def test_a_matrix_for_each_row_compiles(form):
     for _ in range(2):
         svi.step(torch.tensor(X))
     assert svi._last is not None
+
+
+def test_the_gradient_of_a_large_triangle_is_gathered_once(monkeypatch):
+    """In each loop that reads it, it took 3.6 times the step of 1,000 dimensions."""
+
+    def vector():
+        z = pyro.sample("z", dist.Normal(torch.zeros(50), 1.0).to_event(1))
+        pyro.factor("likelihood", -0.5 * (z.sum(-1) - 1.0).square())
+
+    stored, losses = [], {}
+    once = step.once
+    monkeypatch.setattr(step, "once", lambda grad: stored.append(grad.numel()) or once(grad))
+    for compile in (True, False):
+        pyro.clear_param_store()
+        pyro.set_rng_seed(5)
+        guide = px.AutoJoint(vector, family=px.FullCovariance())
+        adam = pyro.optim.Adam({"lr": 0.01})
+        svi = px.CompiledSVI(vector, guide, adam, px.ELBO(), compile=compile)
+        losses[compile] = torch.tensor([svi.step() for _ in range(20)])
+        assert (svi._last is not None) == compile
+    assert stored == [50 + 50 * 51 // 2]
+    torch.testing.assert_close(losses[True], losses[False], rtol=1e-10, atol=1e-10)

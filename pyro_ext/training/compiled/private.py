@@ -75,9 +75,9 @@ def storing() -> Any:
     return torch.ops._inductor_test.realize.default
 
 
-def once(scalar: Tensor) -> Tensor:
-    """Return a scalar that a compiled graph computes once, not in the loop that reads it."""
-    kept: Tensor = storing()(scalar)
+def once(tensor: Tensor) -> Tensor:
+    """Return a tensor that a compiled graph computes once, not in each loop that reads it."""
+    kept: Tensor = storing()(tensor)
     return kept
 
 

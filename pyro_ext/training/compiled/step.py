@@ -11,7 +11,7 @@ from pyro_ext.training.compiled.bindings import bind
 from pyro_ext.training.compiled.graph import Recorded
 from pyro_ext.training.compiled.nonfinite import all_finite
 from pyro_ext.training.compiled.optimizer import CLIP_NORM, CLIP_VALUE, AllParameters, clip
-from pyro_ext.training.compiled.private import compile_graph, functional_graph
+from pyro_ext.training.compiled.private import compile_graph, functional_graph, once
 from pyro_ext.training.compiled.products import with_faster_products
 from pyro_ext.training.compiled.rules import Rule, rule_of
 
@@ -19,6 +19,8 @@ __all__ = ["StepGraph", "build_step"]
 
 
 Call = Callable[[list[Tensor]], Sequence[Tensor]]
+
+_LARGE = 1000  # entries from which a gradient is stored before it is used
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ def step_function(
         if plan is None:
             return loss, *grads
         state, rates, skipped = inputs[count + held :], inputs[-len(groups) - 1 : -1], inputs[-1]
+        # Not computed again in each loop that reads it: one gathers, if it is of a triangle.
+        grads = [once(grad) if grad.numel() >= _LARGE else grad for grad in grads]
         finite = torch.isfinite(loss)
         for grad in grads:
             if grad.numel():

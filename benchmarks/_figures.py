@@ -48,7 +48,7 @@ def scaling(cells: dict[str, Any], path: Path) -> None:
     """Draw milliseconds of a step against size."""
     axes = sorted({name.rsplit("/", 2)[0] for name in cells})
     figure, panels = _panels(len(axes), width=2.0, height=3.4, sharey=True)
-    colors = {"eager": "C0", "compiled": "C3", "Pyro": "C1"}
+    colors = {"eager": "C0", "recorded": "C2", "compiled": "C3", "Pyro": "C1"}
     for panel, axis in zip(panels, axes, strict=True):
         for how, color in colors.items():
             points = sorted(
@@ -63,7 +63,7 @@ def scaling(cells: dict[str, Any], path: Path) -> None:
         panel.set(title=axis, xlabel="size")
     panels[0].set(ylabel="ms of a step")
     lines = [Line2D([], [], color=color, marker="o", markersize=4) for color in colors.values()]
-    figure.legend(lines, list(colors), loc="outside lower center", ncols=3)
+    figure.legend(lines, list(colors), loc="outside lower center", ncols=len(colors))
     figure.savefig(path, dpi=110)
 
 

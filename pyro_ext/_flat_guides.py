@@ -37,7 +37,8 @@ def _check_part(guide: AutoGuide, own: Container[str], model_trace: Trace) -> No
     frames = guide._prototype_frames
     for name, site in sample_sites(model_trace):
         latent = name in own and not site["is_observed"]
-        for frame in [frames[plate.name] for plate in plate_frames(site)] if latent else ():
+        known = [frames[plate.name] for plate in plate_frames(site) if plate.name in frames]
+        for frame in known if latent else ():
             if frame.full_size is not None and frame.size < frame.full_size:
                 raise ValueError(
                     f"{type(guide).__name__}: expected latents outside subsampled plates, as its "

@@ -113,3 +113,15 @@ def test_bounds_that_stay_do_not_raise(build: Callable[..., Any]) -> None:
 def test_a_messenger_follows_the_bounds() -> None:
     guide = pyro_auto.AutoNormalMessenger(above_a_latent)
     assert px.ELBO(3).loss(above_a_latent, guide, X) > 0
+
+
+@pytest.mark.parametrize("make", [px.AutoJoint, pyro_auto.AutoNormal])
+def test_the_support_of_data_may_change(make):
+    def model(total, k):
+        p = pyro.sample("p", dist.Beta(1.0, 1.0))
+        with pyro.plate("data", len(total)):
+            pyro.sample("k", dist.Binomial(total, p), obs=k)
+
+    guide, total = make(model), torch.arange(1.0, 11.0)
+    for rows in (slice(5), slice(5, 10)):
+        px.ELBO().loss(model, guide, total[rows], (total[rows] / 2).floor())

@@ -14,6 +14,7 @@ __all__ = [
     "built_by",
     "eight_schools",
     "graph_svi",
+    "normal",
     "same_run",
     "schools",
     "train",
@@ -32,6 +33,12 @@ def schools(y):
     with pyro.plate("schools", len(y)):
         z = pyro.sample("z", dist.Normal(0, 1))
         pyro.sample("y", dist.Normal(mu + tau * z, SIGMA[: len(y)]), obs=y)
+
+
+def normal(x, loc=0.0, scale=1.0):
+    mu = pyro.sample("mu", dist.Normal(loc, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, scale), obs=x)
 
 
 def adam(params):

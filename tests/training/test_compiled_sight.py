@@ -7,17 +7,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from training.compiled_cases import normal
 
 import pyro_ext as px
 from pyro_ext.training.compiled.reading import Read, without_reading
 
 X = torch.arange(10.0) / 10
-
-
-def normal(x, loc=0.0, scale=1.0):
-    mu = pyro.sample("mu", dist.Normal(loc, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(mu, scale), obs=x)
 
 
 def two_arguments():

@@ -1,6 +1,5 @@
-"""Checkpoints: a run that was killed goes on to the last bit; a bad file is refused."""
+"""Checkpoints: a run that was killed goes on to the last bit."""
 
-import io
 import os
 import random
 import signal
@@ -8,81 +7,17 @@ import stat
 import time
 from functools import partial
 
-import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
-from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
+from training.checkpoint_cases import fit, same, stopped_at
 
 import pyro_ext as px
 from pyro_ext.training import files, graphs
-from pyro_ext.training.compiled.clipped_adam import ClippedAdam
-
-X = torch.linspace(-2, 3, 10)
 
 
 @pytest.fixture(autouse=True)
 def _uncompiled(monkeypatch):
     monkeypatch.setattr(graphs, "BACKEND", "graph")
-
-
-class Model(nn.Module):
-    """Draws from Python's and NumPy's random numbers, too, and has a buffer that changes."""
-
-    def __init__(self, width=1):
-        super().__init__()
-        self.loc, self.norm = nn.Parameter(torch.randn(width)), nn.BatchNorm1d(1)
-
-    def forward(self, x):
-        pyro.module("model", self)
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(self.loc[0], 1.0))
-            mean = z + 0.1 * self.norm(x.unsqueeze(-1)).squeeze(-1)
-            pyro.sample("x", dist.Normal(mean, pyro.param("s", torch.tensor(0.7))), obs=x)
-
-
-def fit(folder=None, *, model=None, guide=px.AutoPerDatapoint, data=X, num_steps=40, **options):
-    pyro.clear_param_store()
-    model = Model() if model is None else model
-    if folder is not None:
-        options = {"checkpoints": px.Checkpoints(folder, every=5), **options}
-    options = {
-        "optim": partial(Adam, lr=0.05),
-        "schedule": partial(CosineAnnealingLR, T_max=40),
-        "batch_size": 4,
-        "compile": False,
-        "seed": 3,
-        "progress": False,
-        **options,
-    }
-    loss = options.pop("loss", None) or px.IWAE(2)
-    run = px.fit(model, guide(model), loss, data, num_steps=num_steps, **options)
-    params = {name: p.detach().clone() for name, p in pyro.get_param_store()._params.items()}
-    for side, module in (("model", model), ("guide", run.guide)):
-        params |= {f"{side} {n}": t.clone() for n, t in nn.Module.state_dict(module).items()}
-    return run, params
-
-
-def same(one, other):
-    assert np.array_equal(one[0].losses, other[0].losses)
-    assert np.array_equal(one[0].elbo_per_datum, other[0].elbo_per_datum)
-    assert one[0].stopped == other[0].stopped
-    assert one[1].keys() == other[1].keys()
-    for name, tensor in one[1].items():
-        assert torch.equal(tensor, other[1][name]), name
-
-
-def stopped_at(number):
-    """A callback that ends a run as an error would."""
-
-    def callback(progress):
-        if progress.step == number:
-            raise KeyError("stopped here")
-
-    return callback
 
 
 VARIANTS = {
@@ -177,59 +112,6 @@ def test_options(option):
         px.Checkpoints("folder", **option)
     with pytest.raises(ValueError, match="expected damaged to be one of"):
         px.Checkpoints("folder", damaged="ignore")
-
-
-# ---------------------------------------------------------------------- other optimizers
-
-STEPS = partial(StepLR, step_size=5)
-OTHER_OPTIMIZERS = {
-    "class": ({"optim": partial(SGD, lr=0.05)}, r"whose optimizer is 'SGD'; got 'Adam'\. Write"),
-    "rate": (
-        {"optim": partial(Adam, lr=0.01)},
-        r"whose lr is 0\.01; got 0\.05\. Write: the same lr",
-    ),
-    "betas": (
-        {"optim": partial(Adam, lr=0.05, betas=(0.5, 0.9))},
-        r"whose betas is \(0\.5, 0\.9\); got \(0\.9, 0\.999\)\. Write: the same betas",
-    ),
-    "a side": (
-        {"optim": {"model": partial(Adam, lr=0.05), "guide": partial(Adam, lr=0.05)}},
-        r"whose number of parameter groups is 2; got 1\.",
-    ),
-    "schedule": ({"schedule": STEPS}, r"whose schedule is 'StepLR'; got 'CosineAnnealingLR'\."),
-    "its options": (
-        {"schedule": partial(CosineAnnealingLR, T_max=40, eta_min=0.001)},
-        r"whose eta_min is 0\.001; got 0\.0\. Write: the same eta_min, or another folder",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OTHER_OPTIMIZERS)
-def test_a_checkpoint_of_another_optimizer_is_refused(name, tmp_path):
-    options, message = OTHER_OPTIMIZERS[name]
-    with pytest.raises(KeyError, match="stopped here"):
-        fit(tmp_path, callbacks=[stopped_at(22)])
-    with pytest.raises(ValueError, match=rf"step-000000020\.pt: expected .*{message}"):
-        fit(tmp_path, **options)
-
-
-def test_milestones_are_options_too(tmp_path):
-    make = lambda *steps: partial(MultiStepLR, milestones=steps)  # noqa: E731
-    fit(tmp_path, schedule=make(10, 30))
-    with pytest.raises(ValueError, match=r"whose milestones is .*; got .*30, 1"):
-        fit(tmp_path, schedule=make(10, 20))
-
-
-def test_rates_that_the_fit_has_changed_are_no_other_options(tmp_path):
-    """ClippedAdam's own decay and a schedule move the rate, which is not what was asked."""
-    decaying = partial(ClippedAdam, lr=0.05, lrd=0.9)
-    torch.manual_seed(1)
-    never = fit(optim=decaying)
-    torch.manual_seed(1)
-    with pytest.raises(KeyError, match="stopped here"):
-        fit(tmp_path, optim=decaying, callbacks=[stopped_at(22)])
-    torch.manual_seed(99)
-    same(fit(tmp_path, optim=decaying), never)
 
 
 # ---------------------------------------------------------------------- killed
@@ -333,115 +215,3 @@ def test_a_full_disk_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
     assert run.num_steps == 10
     assert len(full) > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000000.pt", "step-000000005.pt"]
-
-
-# ---------------------------------------------------------------------- bad files
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, ("exploded",)
-
-
-def as_file(payload):
-    """A checkpoint with a right head around anything."""
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    body = buffer.getvalue()
-    digest = files.hashlib.sha256(body).hexdigest()
-    return b"pyro_ext checkpoint 1\n%d %s\n" % (len(body), digest.encode()) + body
-
-
-def flip(data, position):
-    return data[:position] + bytes([data[position] ^ 0x10]) + data[position + 1 :]
-
-
-def refused(folder, path, data, match, act=fit):
-    good = path.read_bytes()
-    path.write_bytes(data)
-    try:
-        with pytest.raises(ValueError, match=match) as caught:
-            act(folder)
-    finally:
-        path.write_bytes(good)
-    assert path.name in str(caught.value)
-
-
-@pytest.fixture
-def saved(tmp_path):
-    torch.manual_seed(1)
-    fit(tmp_path, num_steps=12)
-    return tmp_path, max(tmp_path.glob("step-*"))
-
-
-def test_fifty_corruptions_are_refused(saved):
-    folder, path = saved
-    data, choice = path.read_bytes(), random.Random(0)
-    body = len(data.split(b"\n", 2)[2])
-    read = lambda folder: px.Checkpoints(folder).last()  # noqa: E731
-    for _ in range(25):
-        place = len(data) - choice.randrange(1, body)
-        refused(folder, path, flip(data, place), "expected the checksum .* altered", read)
-    for _ in range(20):
-        end = len(data) - choice.randrange(1, body)
-        refused(folder, path, data[:end], r"expected \d+ bytes after the head; got", read)
-    refused(folder, path, b"", "a file of another kind")
-    refused(folder, path, b"\x80\x02hello", "a file of another kind")
-    refused(folder, path, data.replace(b"checkpoint 1", b"checkpoint 9", 1), "got version 9")
-    refused(folder, path, as_file({"number": Bomb()}), "something else, which was not run")
-    refused(folder, path, as_file([1, 2]), "something else")
-    assert not os.path.exists("exploded")
-
-
-def amortized(model):
-    return px.AutoAmortized(model, nn.Unflatten(0, (-1, 1)))
-
-
-OTHERS = {
-    "another model": ({"model": "wide"}, r"'model: loc' of shape \(2,\) in .*; got \(1,\)"),
-    "another guide": ({"guide": amortized}, r"got one without 'guide: "),
-    "another loss": ({"loss": px.ELBO()}, r"whose loss is .*ELBO\(.*; got .*IWAE\("),
-    "other data": ({"data": X + 1}, "whose data is"),
-    "another batch size": ({"batch_size": 5}, "whose batch_size is 5; got 4"),
-    "another seed": ({"seed": 4}, "whose seed is 4; got 3"),
-    "another length of a schedule": ({"num_steps": 90}, "whose num_steps is 90; got 12"),
-}
-
-
-@pytest.mark.parametrize("name", OTHERS)
-def test_a_checkpoint_of_another_fit_is_refused(name, saved):
-    folder, path = saved
-    options, match = OTHERS[name]
-    options = {"num_steps": 12, **options}
-    if "model" in options:
-        options["model"] = Model(2)
-    with pytest.raises(ValueError, match=match) as caught:
-        fit(folder, **options)
-    assert path.name in str(caught.value)
-
-
-def test_the_one_before_is_taken_when_asked(tmp_path):
-    torch.manual_seed(1)
-    never = fit()
-    torch.manual_seed(1)
-    with pytest.raises(KeyError, match="stopped here"):
-        fit(tmp_path, callbacks=[stopped_at(22)])
-    path = max(tmp_path.glob("step-*"))
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(ValueError, match=r"truncated.*damaged='previous'"):
-        fit(tmp_path)
-    previous = px.Checkpoints(tmp_path, every=5, damaged="previous")
-    with pytest.warns(UserWarning, match=r"truncated.*Going on from the one before"):
-        same(fit(checkpoints=previous), never)
-
-
-def test_where_none_is_good_it_is_said(saved):
-    folder, _ = saved
-    for path in folder.glob("step-*"):
-        path.write_bytes(b"")
-    previous = px.Checkpoints(folder, damaged="previous")
-    with (
-        pytest.warns(UserWarning, match="Going on"),
-        pytest.raises(ValueError, match=r"no other\. Write: another folder"),
-    ):
-        fit(checkpoints=previous)

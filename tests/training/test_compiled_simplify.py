@@ -39,3 +39,17 @@ def test_an_index_that_is_read_twice_keeps_its_place():
 
     before, after, _ = both(function, torch.randn(3, 3, dtype=torch.float64))
     torch.testing.assert_close(after, before, rtol=0.0, atol=0.0)
+
+
+def test_an_identity_matrix_is_kept_and_may_be_written_to():
+    def function(x):
+        matrix = torch.eye(3, dtype=torch.float64)
+        matrix[1] += x
+        return matrix
+
+    x = torch.randn(3, dtype=torch.float64)
+    graph = record_graph(lambda x: (function(x),), [x])
+    simplify(graph)
+    assert "eye" not in graph.code
+    for _ in range(2):
+        torch.testing.assert_close(graph(x)[0], function(x), rtol=0.0, atol=0.0)

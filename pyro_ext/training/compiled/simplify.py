@@ -36,6 +36,7 @@ def simplify(graph: GraphModule) -> None:
         graph: A graph with the tensors that it holds as attributes.
     """
     fold_indices(graph)
+    _hold_identities(graph)
     _merge_products(graph)
     _split_biases(graph)
     draw_at_once(graph)
@@ -43,6 +44,18 @@ def simplify(graph: GraphModule) -> None:
     cheapen_softplus(graph)
     graph.graph.eliminate_dead_code(is_impure_node=has_effect)
     graph.recompile()
+
+
+def _hold_identities(graph: GraphModule) -> None:
+    """Copy identity matrices, which the compiler would compute byte by byte."""
+    nodes = graph.graph
+    for node in nodes.nodes:
+        if node.target is _aten.eye.default:
+            with nodes.inserting_before(node):
+                kept = hold(graph, node.target(*node.args, **node.kwargs))
+                # A model may write to its own.
+                copy = nodes.call_function(_aten.clone.default, (kept,))
+            node.replace_all_uses_with(copy)
 
 
 def _merge_products(graph: GraphModule) -> None:

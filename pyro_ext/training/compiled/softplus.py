@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_ext.training.compiled.exponential import exp_neg_abs, exp_neg_abs_on_cpu
+from pyro_ext.training.compiled.exponential import exp_neg_abs, exp_neg_abs_on_cpu, polynomial
 from pyro_ext.training.compiled.private import add_lowering, add_operator
 
 __all__ = ["cheapen_softplus"]
@@ -120,7 +120,4 @@ def _sigmoid(ops: Any, x: Any, exponential: Callable[[Any, Any], Any] = exp_neg_
 
 def _polynomial(ops: Any, x: Any, exponential: Callable[[Any, Any], Any] = exp_neg_abs) -> Any:
     e = exponential(ops, x)
-    total, *rest = [ops.constant(value, torch.float32) for value in reversed(_COEFFICIENTS)]
-    for coefficient in rest:
-        total = ops.add(ops.mul(total, e), coefficient)
-    return ops.mul(total, e)
+    return ops.mul(polynomial(ops, e, _COEFFICIENTS), e)

@@ -20,6 +20,7 @@ from pyro_ext.diagnostics.evidence import Evidence, bounds_of
 from pyro_ext.diagnostics.gaps import Gaps
 from pyro_ext.diagnostics.gaps import gaps as split_gaps
 from pyro_ext.structure import identity
+from pyro_ext.training.batches import arguments
 
 __all__ = ["compare"]
 
@@ -165,8 +166,7 @@ def _held_out(name: str, run: Fitted, held_out: Any, settings: dict[str, Any]) -
         return bounds_of(resolve("compare", held_out[name], None, (), {}), **settings)
     if isinstance(run.guide, AutoJoint | AutoPerDatapoint):
         return None
-    args = tuple(held_out) if isinstance(held_out, tuple | list) else (held_out,)
-    return bounds_of(resolve("compare", run.model, run.guide, args, {}), **settings)
+    return bounds_of(resolve("compare", run.model, run.guide, arguments(held_out), {}), **settings)
 
 
 def _gaps(run: Fitted, chunk_size: int | None, seed: int) -> Gaps | None:

@@ -18,7 +18,24 @@ from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import plate_frames, sample_sites
 from pyro_ext.training.ranks import Ranks
 
-__all__ = ["Batches", "FullBatch", "RowBatches", "Step", "batches_of", "count_rows"]
+__all__ = [
+    "Batches",
+    "FullBatch",
+    "RowBatches",
+    "Step",
+    "arguments",
+    "batches_of",
+    "count_rows",
+]
+
+
+def arguments(data: Any) -> tuple[Any, ...]:
+    """Return the model's arguments: none, one, or those of a tuple.
+
+    Args:
+        data: What a user gave for data.
+    """
+    return () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pyro_ext.families import Family
 from pyro_ext.losses import ELBO
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.auto.entry import fit_bare, fit_without_settings
+from pyro_ext.training.batches import arguments
 from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.checks import check_functions, check_loss
@@ -24,7 +25,7 @@ from pyro_ext.training.run import Run
 from pyro_ext.training.session import Session
 from pyro_ext.training.settings import Settings
 
-__all__ = ["Run", "arguments", "fit"]
+__all__ = ["fit"]
 
 _NUM_STEPS = 2000
 
@@ -231,8 +232,3 @@ def _check_loader(batch_size: int | None, *, searching: bool) -> None:
             "fit: expected data in a tensor with optim='auto', which looks at all of them; got a "
             "DataLoader. Write: px.fit(model, data=x, optim='auto')."
         )
-
-
-def arguments(data: Any) -> tuple[Any, ...]:
-    """Return the model's arguments: none, one, or those of a tuple."""
-    return () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)

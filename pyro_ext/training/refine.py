@@ -12,7 +12,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from pyro_ext.autoguide.encoder import EncoderGuide
 from pyro_ext.autoguide.start import start_at_encoder
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.training.fit import arguments, fit
+from pyro_ext.training.batches import arguments
+from pyro_ext.training.fit import fit
 from pyro_ext.training.run import Run
 
 __all__ = ["refine"]

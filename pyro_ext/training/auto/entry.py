@@ -13,6 +13,7 @@ from pyro_ext.training.auto.density import Density, Unfit
 from pyro_ext.training.auto.local import default_guide, fit_local
 from pyro_ext.training.auto.run import AutoRun, JudgedRun
 from pyro_ext.training.auto.search import fit_auto
+from pyro_ext.training.batches import arguments
 from pyro_ext.training.run import Run
 
 __all__ = ["fit_bare", "fit_without_settings"]
@@ -29,7 +30,7 @@ def fit_bare(
         seed: Seed.
         progress: Whether to show a progress bar.
     """
-    args, seed = _args(data), _seed(seed)
+    args, seed = arguments(data), _seed(seed)
     try:
         # The plain fit must find neither a parameter nor a random number used.
         with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
@@ -88,7 +89,7 @@ def fit_without_settings(
             f"px.FullCovariance() with optim='auto'; got {family!r}. Write: family='auto'."
         )
     only = family if isinstance(family, Family) else None
-    args, seed = _args(data), _seed(seed)
+    args, seed = arguments(data), _seed(seed)
     if guide is None and batch_size is None:
         return fit_auto(Density(model, args), args, only, seed=seed, progress=progress)
     if only is not None or not isinstance(guide, PackedGuide | None):
@@ -103,10 +104,6 @@ def fit_without_settings(
         guide.setup(*args)
     plate = plate or getattr(guide, "plate", None)
     return fit_local(fit, model, guide, args, batch_size=batch_size, plate=plate, seed=seed)
-
-
-def _args(data: Any) -> tuple[Any, ...]:
-    return () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
 
 
 def _seed(seed: int | None) -> int:

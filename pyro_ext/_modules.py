@@ -29,7 +29,7 @@ def of_stored_modules(loss: Callable[[], Tensor]) -> Tensor:
     """
     with _OtherModules() as others:
         value = loss()
-    used = leaves_of(value) if others.given else set()
+    used = leaves_of(value) if others.given else {}
     for (name, given), param in others.given.items():
         if given in used:
             raise ValueError(
@@ -58,23 +58,23 @@ def evaluated(*modules: nn.Module) -> Iterator[None]:
             part.training = True
 
 
-def leaves_of(value: Tensor) -> set[int]:
-    """Return the ids of the parameters that a tensor was computed from.
+def leaves_of(*values: Tensor) -> dict[int, Tensor]:
+    """Return the parameters that tensors were computed from, by their ids.
 
     Args:
-        value: The tensor.
+        *values: The tensors.
     """
-    found: set[int] = set()
-    seen: set[Any] = set()
-    stack: list[Any] = [value.grad_fn]
+    found: dict[int, Tensor] = {}
+    stack: list[Any] = [value.grad_fn for value in values if value.grad_fn is not None]
+    seen = set(stack)
     while stack:
         node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
         if hasattr(node, "variable"):
-            found.add(id(node.variable))
-        stack += [before for before, _ in node.next_functions]
+            found[id(node.variable)] = node.variable
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                stack.append(before)
     return found
 
 

@@ -96,7 +96,7 @@ class EncoderGuide(LocalGuide):
         stored = pyro.get_param_store()._params.values()
         of_model = self.model.parameters() if isinstance(self.model, nn.Module) else ()
         known = {id(param) for param in (*self.parameters(), *stored, *of_model)}
-        if unknown := leaves_of(features) - known:
+        if unknown := leaves_of(features).keys() - known:
             raise ValueError(
                 f"{type(self).__name__}: expected an encoder whose parameters the guide knows; "
                 f"got a function of {len(unknown)} trainable tensors that are not the guide's, "

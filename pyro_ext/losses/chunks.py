@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair
 from pyro_ext._discover import recall
+from pyro_ext._modules import leaves_of
 from pyro_ext._noise import Noise
 from pyro_ext._terms import Particles, PathScale, Term
 from pyro_ext.weights import LogWeights
@@ -58,7 +59,8 @@ def in_chunks(loss: "BoundLoss", pair: Pair, chunk_size: int) -> Tensor:
                 _check_whole(loss, log_weights, part)
             loss._check(log_weights)
         if wanted and not leaves:
-            leaves = _leaves([t for term in log_weights.terms for t in _parts(term).values()])
+            parts = [t for term in log_weights.terms for t in _parts(term).values()]
+            leaves = list(leaves_of(*parts).values())
         terms = tuple(_on_their_own(term, {}) for term in log_weights.terms)
         weighed.append(LogWeights(terms, Trace(), Trace(), log_weights.max_plate_nesting))
         _forget(log_weights)
@@ -246,19 +248,3 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     if one is None or other is None:
         return other if one is None else one
     return one + other
-
-
-def _leaves(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the tensors without history that the given ones depend on."""
-    found: dict[int, Tensor] = {}
-    queue = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
-    seen = set(queue)
-    while queue:
-        node: Any = queue.pop()
-        if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
-        for other, _ in node.next_functions:
-            if other is not None and other not in seen:
-                seen.add(other)
-                queue.append(other)
-    return list(found.values())

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from pyro_ext._score_function import unwrapped
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.diagnostics._density import Density
 from pyro_ext.diagnostics._distances import TwoSample, mmd_test, sliced_wasserstein
@@ -216,10 +217,8 @@ def _by_row(values: Tensor, event_dim: int, density: Density) -> Tensor:
 
 def _normal(site: Any, density: Density, values: Tensor) -> Tensor:
     """Return mean and sd of a site's prior, ``(2, rows, dims)``; NaN if it is no fixed normal."""
-    fn = site["fn"]
+    fn = unwrapped(site["fn"])
     shape = site["value"].shape
-    while isinstance(fn, dist.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
-        fn = fn.base_dist
     if not isinstance(fn, dist.Normal):
         return torch.full((2, *values.shape[1:]), math.nan)
     parts = [part.expand(shape) for part in (fn.loc, fn.scale)]

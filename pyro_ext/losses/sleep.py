@@ -7,7 +7,6 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine import Trace
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from pyro_ext import bounds
 from pyro_ext._checks import Pair, check_pair
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.structure import sample_sites
+from pyro_ext.structure import is_delta, sample_sites
 
 __all__ = ["Sleep"]
 
@@ -168,10 +167,7 @@ class Sleep(BoundLoss):
 
     def _check_density(self, trace: Trace) -> None:
         for name, site in sample_sites(trace):
-            fn = site["fn"]
-            while isinstance(fn, dist.Independent | MaskedDistribution):
-                fn = fn.base_dist
-            if isinstance(fn, dist.Delta):
+            if is_delta(site):
                 raise ValueError(
                     f"{self!r}: expected a guide that can score given latents; got a Delta at "
                     f"site '{name}'. Write: px.AutoAmortized(model, encoder), or sample the site "

@@ -8,11 +8,9 @@ from torch import Tensor
 from torch.distributions import Independent, TransformedDistribution
 
 from pyro_ext._precision import full_precision, widened
-from pyro_ext.structure import is_random
+from pyro_ext.structure import is_random, unwrapped
 
-__all__ = ["is_reparameterized", "score_function", "unwrapped"]
-
-_WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+__all__ = ["is_reparameterized", "score_function"]
 
 
 def is_reparameterized(site: Any) -> bool:
@@ -28,13 +26,6 @@ def is_reparameterized(site: Any) -> bool:
     if isinstance(fn, dist.Unit):
         return bool(fn.has_rsample)
     return not is_random(site) or (fn.has_rsample and not _rejects(fn))
-
-
-def unwrapped(fn: Any) -> Any:
-    """Return the distribution within ``to_event``, ``mask`` and ``expand``."""
-    while isinstance(fn, _WRAPPERS):
-        fn = fn.base_dist
-    return fn
 
 
 def _rejects(fn: Any) -> bool:

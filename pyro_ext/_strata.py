@@ -8,11 +8,10 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from pyro.distributions import Independent, TorchDistribution
-from pyro.distributions.torch_distribution import MaskedDistribution
+from pyro.distributions import TorchDistribution
 from torch import Size, Tensor
 
-from pyro_ext.structure import plate_frames
+from pyro_ext.structure import plate_frames, unwrapped
 
 __all__ = ["JoinedElements", "Stratified", "check_plates", "mixture", "stratified", "stratify"]
 
@@ -150,9 +149,7 @@ def mixture(site: Any) -> Stratified | None:
     Args:
         site: A site of a guide's trace.
     """
-    fn = site["fn"]
-    while isinstance(fn, Independent | MaskedDistribution):
-        fn = fn.base_dist
+    fn = unwrapped(site["fn"])
     return fn if isinstance(fn, Stratified) else None
 
 

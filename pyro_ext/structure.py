@@ -11,6 +11,7 @@ from pyro.poutine.broadcast_messenger import BroadcastMessenger
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 __all__ = [
     "ParticlePlate",
@@ -23,9 +24,11 @@ __all__ = [
     "sample_sites",
     "trace_params",
     "unconstrained",
+    "unwrapped",
 ]
 
 _PREFIX = "_pyro_ext_particles"
+_WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _Plates = tuple[tuple[str, int], ...]
 
 
@@ -120,10 +123,14 @@ def is_random(site: Any) -> bool:
 
 def is_delta(site: Any) -> bool:
     """Tell whether a site has all its mass at one value."""
-    fn = site["fn"]
-    while isinstance(fn, (dist.Independent, dist.MaskedDistribution)):
+    return isinstance(unwrapped(site["fn"]), dist.Delta)
+
+
+def unwrapped(fn: Any) -> Any:
+    """Return the distribution within ``to_event``, ``mask`` and ``expand``."""
+    while isinstance(fn, _WRAPPERS):
         fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
+    return fn
 
 
 def analyse(model_trace: Trace, guide_trace: Trace) -> Structure:

@@ -11,14 +11,13 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from pyro_ext._score_function import unwrapped
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.diagnostics._density import Density
 from pyro_ext.diagnostics._distances import TwoSample, mmd_test, sliced_wasserstein
 from pyro_ext.diagnostics._estimates import Elements, Estimate, mean
 from pyro_ext.diagnostics._passes import inspect, only_rows, pairs_per_pass, progress
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
-from pyro_ext.structure import sample_sites
+from pyro_ext.structure import sample_sites, unwrapped
 
 __all__ = ["Rates", "rates"]
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_ext._score_function import is_reparameterized, unwrapped
+from pyro_ext._score_function import is_reparameterized
 from pyro_ext._strata import mixture
 from pyro_ext.losses.strata import explain_mixture
-from pyro_ext.structure import sample_sites
+from pyro_ext.structure import sample_sites, unwrapped
 from pyro_ext.weights import LogWeights
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ __all__ = [
     "frozen",
     "held",
     "particle_plates",
+    "prior_of",
     "replayed",
     "replayed_model",
     "run_pair",
@@ -155,6 +156,18 @@ def traces(pair: Pair) -> tuple[Trace, Trace]:
 def replayed_model(pair: Pair, guide_trace: Trace) -> Trace:
     replayed = poutine.replay(pair.model, trace=guide_trace)
     return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+
+
+def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a guide that draws the latents of a model from their prior.
+
+    Args:
+        model: The model.
+    """
+    prior: Callable[..., Any] = poutine.block(
+        model, hide_fn=lambda site: bool(site.get("is_observed"))
+    )
+    return prior
 
 
 def replayed(pair: Pair, trace: Trace) -> Trace:

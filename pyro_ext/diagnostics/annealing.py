@@ -2,14 +2,14 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
+from pyro_ext._run import prior_of
 from pyro_ext.diagnostics import _annealing
 from pyro_ext.diagnostics._density import Density, Point
 from pyro_ext.diagnostics._estimates import Elements, Estimate, log_mean, mean
@@ -283,8 +283,7 @@ def _with_start(target: Target, start: str) -> Target:
         raise ValueError(
             f"ais: expected start to be 'guide' or 'prior'; got {start!r}. Write: start='prior'."
         )
-    prior = poutine.block(target.model, hide_fn=lambda site: bool(site.get("is_observed")))
-    return Target(target.model, prior, target.args, target.kwargs)
+    return replace(target, guide=prior_of(target.model))
 
 
 def _point(target: Target, density: Density, drawn: Simulated) -> Point:

@@ -8,9 +8,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from jaxtyping import Float
-from pyro import poutine
 from torch import Tensor
 
+from pyro_ext._run import prior_of
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.diagnostics._density import Density
 from pyro_ext.diagnostics._distances import TwoSample, mmd_test, sliced_wasserstein
@@ -235,7 +235,7 @@ def _kl(centre: Tensor, variance: Tensor, count: int, prior: Tensor) -> Tensor:
 
 
 def _prior_draws(target: Target) -> Tensor:
-    prior = poutine.block(target.model, hide_fn=lambda site: bool(site.get("is_observed")))
+    prior = prior_of(target.model)
     density = Density(target.model, prior, target.args, target.kwargs, joint=False)
     traces, _ = density.run(2)
     parts = [

@@ -1,6 +1,6 @@
 """Draws of a model's latents as vectors: one unconstrained vector for each independent element."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from pyro_ext._checks import Pair, check_pair
-from pyro_ext._discover import discover
-from pyro_ext._run import particle_plates
+from pyro_ext._discover import discover, suggested
+from pyro_ext._run import particle_plates, prior_of, replayed_model
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext._terms import Particles
-from pyro_ext.structure import Structure, analyse, sample_sites
+from pyro_ext.structure import Structure, sample_sites
 
 __all__ = ["Draws", "Elements"]
 
@@ -71,14 +71,9 @@ class Elements:
     def __init__(self, pair: Pair, *, joint: bool) -> None:
         with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
             guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
-            replayed = poutine.replay(pair.model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+            model_trace = replayed_model(pair, guide_trace)
         check_pair(model_trace, guide_trace)
-        structure = analyse(model_trace, guide_trace)
-        if joint:
-            structure = Structure(structure.nesting)
-        else:
-            structure = _uncoupled(structure, pair)
+        structure = _uncoupled(suggested(model_trace, guide_trace, joint=joint), pair)
         latents = [site for _, site in sample_sites(model_trace) if not site["is_observed"]]
         homes = {structure.home(site) for site in latents}
         if len(homes) > 1:
@@ -110,8 +105,7 @@ class Elements:
         guide = pair.guide if batch is None else poutine.replay(pair.guide, trace=batch)
         with particle_plates(self._structure, Particles(1, num)):
             guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
-            replayed = poutine.replay(pair.model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+            model_trace = replayed_model(pair, guide_trace)
         check_pair(model_trace, guide_trace)
         return self._draws(model_trace, num)
 
@@ -204,14 +198,8 @@ def _uncoupled(structure: Structure, pair: Pair) -> Structure:
     """Return the plates that are independent by the prior too, which is looked at as a guide."""
     if not structure.local:
         return structure
-
-    def prior(*args: Any, **kwargs: Any) -> Any:
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]):
-            return pair.model(*args, **kwargs)
-
-    found = discover(
-        Pair(pair.model, prior, pair.args, pair.kwargs), joint=False, rerun="no", many=False
-    )
+    as_guide = replace(pair, guide=prior_of(pair.model))
+    found = discover(as_guide, joint=False, rerun="no", many=False)
     for index in reversed(range(len(structure.local))):
         if structure.members[index] not in found.structure.members:
             structure = structure.without(index)

@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 
 from pyro_ext._checks import Pair
 from pyro_ext._modules import of_stored_modules
-from pyro_ext._run import held, traces
+from pyro_ext._run import replayed_model, traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params
 from pyro_ext.training.badrows import nonfinite_rows
 from pyro_ext.training.compiled.checked import checked_optimizer
 
-__all__ = ["TRAIN", "Parameters", "find_parameters", "held", "optimizer_by_side"]
+__all__ = ["TRAIN", "Parameters", "find_parameters", "optimizer_by_side"]
 
 TRAIN = ("both", "model", "guide")
 
@@ -123,8 +123,7 @@ def _side(pair: Pair, train: str, every: list[Tensor]) -> list[Tensor]:
     with torch.no_grad(), torch.random.fork_rng(devices=()):
         model_trace, guide_trace = traces(pair)
         if messenger := isinstance(poutine.unwrap(pair.guide), GuideMessenger):
-            replayed = poutine.replay(pair.model, trace=guide_trace)
-            model_trace = poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
+            model_trace = replayed_model(pair, guide_trace)
     of_model, of_guide = ({id(p) for p in trace_params(t)} for t in (model_trace, guide_trace))
     if messenger:  # it runs the model inside
         of_guide = {id(param) for param in every} - of_model

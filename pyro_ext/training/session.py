@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_ext._checks import Pair
+from pyro_ext._run import held
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Batches, Step, batches_of, count_rows
@@ -24,7 +25,7 @@ from pyro_ext.training.loader import LoaderBatches, loader_in
 from pyro_ext.training.memory import Chunks
 from pyro_ext.training.nonfinite import Blowups
 from pyro_ext.training.optimizers import Optimizers
-from pyro_ext.training.parameters import find_parameters, held, optimizer_by_side
+from pyro_ext.training.parameters import find_parameters, optimizer_by_side
 from pyro_ext.training.randomness import get_random, set_random
 from pyro_ext.training.run import Run
 from pyro_ext.training.settings import Settings

@@ -1,6 +1,6 @@
 """log q and log w of a pair, as functions of the guide's unconstrained draws."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -33,23 +33,12 @@ class Density:
     have a density each; with global latents there is one for all.
 
     Args:
-        model: The model.
-        guide: Its guide, able to score any value.
-        args: Arguments of both.
-        kwargs: Keyword arguments of both.
+        pair: Model, guide and arguments; the guide must be able to score any value.
         joint: Whether all latents make one density.
     """
 
-    def __init__(
-        self,
-        model: Callable[..., Any],
-        guide: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        joint: bool,
-    ) -> None:
-        self.pair = Pair(model, guide, args, kwargs)
+    def __init__(self, pair: Pair, *, joint: bool) -> None:
+        self.pair = pair
         self.structure = discover(self.pair, joint=joint, rerun="no", many=True).structure
         local = self.structure.local
         self.dims = () if not local else tuple(dim for _, dim in local[0])
@@ -115,7 +104,7 @@ class Density:
         """
         num = len(next(iter(point.values())))
         at = _At(point)
-        pair = Pair(self.pair.model, at(self.pair.guide), self.pair.args, self.pair.kwargs)
+        pair = replace(self.pair, guide=at(self.pair.guide))
         # A trajectory may leave the numbers that can be represented: it is rejected, no error.
         with pyro.validation_enabled(is_validate=False):
             traces, term = self._run(pair, num)

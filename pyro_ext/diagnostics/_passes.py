@@ -209,8 +209,10 @@ def points_of(target: Target, trace: Trace | None = None) -> list[str]:
 
 
 def _local_pass(target: Target, layout: Layout, chunk: Tensor, count: int) -> Tensor:
-    with only_rows(target, layout, chunk) as (args, kwargs):
-        weights = log_weights(target.model, target.guide, *args, num_particles=count, **kwargs)
+    with only_rows(target, layout, chunk) as part:
+        weights = log_weights(
+            part.model, part.guide, *part.args, num_particles=count, **part.kwargs
+        )
     local = [term.log_w for term in weights.terms if term.plates]
     if len(local) > 1:
         return torch.cat([log_w.reshape(count, -1) for log_w in local], 1).cpu()
@@ -218,10 +220,8 @@ def _local_pass(target: Target, layout: Layout, chunk: Tensor, count: int) -> Te
 
 
 @contextmanager
-def only_rows(
-    target: Target, layout: Layout, chunk: Tensor
-) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
-    """Yield the arguments with which model and guide see the rows of a chunk.
+def only_rows(target: Target, layout: Layout, chunk: Tensor) -> Iterator[Target]:
+    """Yield the target with the arguments with which model and guide see the rows of a chunk.
 
     Args:
         target: What will be run.
@@ -240,7 +240,7 @@ def only_rows(
                 layout.plates.shown[name] = len(chunk)
                 stack.callback(layout.plates.shown.clear)
             stack.enter_context(MiniBatch(name, layout.size, chunk, sliced=sliced))
-        yield args, kwargs
+        yield replace(target, args=args, kwargs=kwargs)
 
 
 def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
@@ -260,10 +260,10 @@ def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
             if axis and site["value"].shape[axis] == layout.size:
                 node["value"] = node["value"].index_select(axis, chunk.to(node["value"].device))
         drawn.add_node(name, **node)
-    guide = poutine.replay(target.guide, trace=drawn)
+    replayed = replace(target, guide=poutine.replay(target.guide, trace=drawn))
     try:
-        with only_rows(target, layout, chunk) as (args, kwargs):
-            alone = log_weights(target.model, guide, *args, **kwargs)
+        with only_rows(replayed, layout, chunk) as part:
+            alone = log_weights(part.model, part.guide, *part.args, **part.kwargs)
     except Exception:
         return False
     pairs = [

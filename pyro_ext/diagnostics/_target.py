@@ -12,6 +12,7 @@ from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from pyro_ext._checks import Pair
 from pyro_ext._modules import evaluated
 from pyro_ext.training.compiled.walk import in_sight
 
@@ -36,13 +37,8 @@ class Fitted(Protocol):
 
 
 @dataclass(frozen=True)
-class Target:
-    """A model, its guide, and the arguments that both are called with."""
-
-    model: Callable[..., Any]
-    guide: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+class Target(Pair):
+    """A pair that is diagnosed, with the modules and devices that it takes."""
 
     @cached_property
     def modules(self) -> list[nn.Module]:

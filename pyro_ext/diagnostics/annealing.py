@@ -198,7 +198,7 @@ def bdmc(
     settings = (num_chains, num_temperatures, num_leapfrog, chunk_size)
     with undisturbed(real, seed) as plates:
         drawn = simulate("bdmc", real)
-        target = _with_start(Target(real.model, real.guide, drawn.args, drawn.kwargs), start)
+        target = _with_start(replace(real, args=drawn.args, kwargs=drawn.kwargs), start)
         found = _run("BDMC", target, inspect(target, plates), settings, drawn)
     return _warned("bdmc", found, num_temperatures, start)
 
@@ -236,14 +236,13 @@ def _run(
         counts[-2:] = [counts[-2] + counts[-1]]
     exact = None
     if drawn is not None:
-        whole = Density(target.model, target.guide, target.args, target.kwargs, joint=not local)
-        exact = _point(target, whole, drawn)
+        exact = _point(target, Density(target, joint=not local), drawn)
     forward, backward, rates = [], [], []
     chunks = torch.arange(layout.size, device="cpu").split(rows)
     with progress(len(chunks) * len(counts), what) as bar:
         for chunk in chunks:
-            with only_rows(target, layout, chunk) as (args, kwargs):
-                density = Density(target.model, target.guide, args, kwargs, joint=not local)
+            with only_rows(target, layout, chunk) as part:
+                density = Density(part, joint=not local)
                 moves = _annealing.tune(density, num_leapfrog, pilot).refined(num_temperatures)
                 ahead, back = [], []
                 for count in counts:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from pyro_ext.diagnostics._arviz import build_tree
 from pyro_ext.diagnostics._passes import inspect, progress
 from pyro_ext.diagnostics._refined import refined
 from pyro_ext.diagnostics._simulate import simulate
-from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
+from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
 from pyro_ext.diagnostics._types import Array, DataFrame, DataTree
 from pyro_ext.weights import log_weights
 
@@ -172,7 +172,7 @@ def sbc(
                         fitted = refit(*drawn.args, **drawn.kwargs)
                 elif free:
                     with torch.enable_grad():
-                        again = Target(target.model, target.guide, drawn.args, drawn.kwargs)
+                        again = replace(target, args=drawn.args, kwargs=drawn.kwargs)
                         fitted, _ = refined("sbc", again, num_steps)
                 weights = log_weights(
                     target.model,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -140,7 +140,7 @@ def gaps(
     with undisturbed(target, seed):
         with torch.enable_grad():
             free, spent = refined("gaps", target, num_steps)
-        best = Target(target.model, free, target.args, target.kwargs)
+        best = replace(target, guide=free)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
         own = _weights(target, layout, num_samples, chunk_size)

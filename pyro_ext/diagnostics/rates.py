@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -141,8 +141,7 @@ def rates(
         parts: list[_Part] = []
         with progress(layout.size, "rates") as bar:
             for chunk in torch.arange(layout.size, device="cpu").split(rows):
-                with only_rows(target, layout, chunk) as (cut, cut_kwargs):
-                    part = Target(target.model, target.guide, cut, cut_kwargs)
+                with only_rows(target, layout, chunk) as part:
                     parts.append(_measure(part, num_samples))
                 bar.update(len(chunk))
         prior = _prior_draws(target)
@@ -181,7 +180,7 @@ class _Part:
 
 
 def _measure(target: Target, num: int) -> _Part:
-    density = Density(target.model, target.guide, target.args, target.kwargs, joint=False)
+    density = Density(target, joint=False)
     traces, term = density.run(num)
     log_prior = torch.zeros_like(term.log_p)
     draws, labels, priors = [], [], []
@@ -235,8 +234,7 @@ def _kl(centre: Tensor, variance: Tensor, count: int, prior: Tensor) -> Tensor:
 
 
 def _prior_draws(target: Target) -> Tensor:
-    prior = prior_of(target.model)
-    density = Density(target.model, prior, target.args, target.kwargs, joint=False)
+    density = Density(replace(target, guide=prior_of(target.model)), joint=False)
     traces, _ = density.run(2)
     parts = [
         _by_row(site["value"], site["fn"].event_dim, density)[0]

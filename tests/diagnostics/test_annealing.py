@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import pyro_ext as px
 from helpers import assert_at_most, assert_mean
+from pyro_ext._checks import Pair
 from pyro_ext.diagnostics._annealing import tune
 from pyro_ext.diagnostics._density import Density
 from pyro_ext.testing import NormalGlobal, NormalLocal
@@ -22,6 +23,11 @@ LOCAL = MODELS["local"]
 
 def prior(exact):
     return poutine.block(exact.model, hide_fn=lambda site: bool(site.get("is_observed")))
+
+
+def path_of(exact):
+    """Return the path from the prior of a model to its posterior."""
+    return Density(Pair(exact.model, prior(exact), exact.args, {}), joint=True)
 
 
 def total(log_weights):
@@ -213,7 +219,7 @@ def test_chains_whose_covariance_has_no_root_are_rejected():
 def test_a_path_has_the_steps_that_are_asked_for(num):
     exact = MODELS["global"]
     with torch.no_grad():
-        pilot = tune(Density(exact.model, prior(exact), exact.args, {}, joint=True), 3, 64)
+        pilot = tune(path_of(exact), 3, 64)
     moves = pilot.refined(num)
     assert len(moves) == num
     assert moves.betas[0] == 0
@@ -229,8 +235,7 @@ def test_temperatures_are_where_the_weights_change():
     for scale in (1.0, 0.01):
         exact = NormalGlobal(torch.zeros(1), scale)
         with torch.no_grad():
-            density = Density(exact.model, prior(exact), exact.args, {}, joint=True)
-            pilots.append(tune(density, 3, 256))
+            pilots.append(tune(path_of(exact), 3, 256))
     assert len(pilots[1]) > 3 * len(pilots[0])
     # For w = exp(-s x² / 2) and a normal x the effective share is √(1 + 2 s) / (1 + s).
     assert pilots[1].betas[1] == pytest.approx(1.5e-4, rel=0.5)

@@ -59,9 +59,14 @@ class Layout:
     has_locals: bool = True
 
     @property
+    def only_locals(self) -> bool:
+        """Whether all latents are those of datapoints."""
+        return self.has_locals and not self.has_globals
+
+    @property
     def each_alone(self) -> bool:
         """Whether all latents lie in one set of plates: a datum's are independent of the rest."""
-        return self.has_locals and not self.has_globals and "+" not in self.names[0]
+        return self.only_locals and "+" not in self.names[0]
 
 
 def inspect(target: Target, plates: WholePlates) -> Layout:

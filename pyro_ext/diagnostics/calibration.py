@@ -161,7 +161,7 @@ def sbc(
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
-        by_row = layout.has_locals and not layout.has_globals
+        by_row = layout.only_locals
         sets, done = 0, 0
         with progress(num_simulations, "calibration") as bar:
             while done < num_simulations:

@@ -130,7 +130,7 @@ def _is_local(run: Fitted, seed: int) -> bool:
     target = resolve("compare", run, None, (), {})
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
-    return layout.has_locals and not layout.has_globals
+    return layout.only_locals
 
 
 def _draws(

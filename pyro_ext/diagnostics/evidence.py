@@ -177,7 +177,7 @@ def bounds_of(
     """
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
-        if layout.has_locals and not layout.has_globals:
+        if layout.only_locals:
             return _local(target, layout, num_particles, num_repeats, chunk_size)
         return _joint(target, layout, num_particles, num_repeats, chunk_size)
 

@@ -181,7 +181,7 @@ def _weights(target: Target, layout: Layout, num: int, chunk_size: int | None) -
     """Return log weights of all draws, ``(num, *batch)``."""
     with progress(num * layout.size, "gaps") as bar:
         parts = []
-        if layout.has_locals and not layout.has_globals:
+        if layout.only_locals:
             for log_w in local_weights(target, layout, num, chunk_size):
                 parts.append(log_w.double())
                 bar.update(num * log_w.shape[1 + layout.axis])

@@ -79,7 +79,7 @@ def loo(
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
         masks = _masks(target)
-    if layout.has_locals and not layout.has_globals:
+    if layout.only_locals:
         raise ValueError(
             "loo: expected global latents; got latents of datapoints only, where leaving one out "
             "changes nothing for the others. Write: px.evidence(model, guide, *args).per_datum."

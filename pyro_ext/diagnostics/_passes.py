@@ -28,6 +28,7 @@ __all__ = [
     "particles_per_pass",
     "points_of",
     "progress",
+    "sizes_of_passes",
 ]
 
 _SCALARS = 2**22
@@ -177,6 +178,19 @@ def local_weights(
             for start in range(0, num, step)
         ]
         yield torch.cat(parts)
+
+
+def sizes_of_passes(num: int, largest: int) -> list[int]:
+    """Return the sizes of passes of at least two, as one particle alone has no dim.
+
+    Args:
+        num: Number of particles in all.
+        largest: Number of particles in a pass, but for the last one.
+    """
+    sizes = [len(part) for part in torch.arange(num, device="cpu").split(largest)]
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [sizes[-2] + 1]
+    return sizes
 
 
 def progress(total: int, what: str) -> "tqdm[Any]":

@@ -13,7 +13,14 @@ from pyro_ext._run import prior_of
 from pyro_ext.diagnostics import _annealing
 from pyro_ext.diagnostics._density import Density, Point
 from pyro_ext.diagnostics._estimates import Elements, Estimate, log_mean, mean
-from pyro_ext.diagnostics._passes import Layout, inspect, only_rows, pairs_per_pass, progress
+from pyro_ext.diagnostics._passes import (
+    Layout,
+    inspect,
+    only_rows,
+    pairs_per_pass,
+    progress,
+    sizes_of_passes,
+)
 from pyro_ext.diagnostics._simulate import Simulated, simulate
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 
@@ -224,16 +231,14 @@ def _run(
     num_chains, num_temperatures, num_leapfrog, chunk_size = settings
     local = layout.each_alone
     axis = layout.axis if local else 0
-    rows, chains = layout.size, num_chains
+    rows = layout.size
     if local and layout.rows is not None:
         most = max(num_chains, _MIN_PILOT_CHAINS)
         rows = min(rows, max(1, pairs_per_pass(layout, chunk_size) // most))
     at_once = pairs_per_pass(layout, chunk_size) // rows
     chains = min(num_chains, max(_MIN_CHAINS, at_once))
     pilot = min(_PILOT_CHAINS, max(_MIN_PILOT_CHAINS, at_once))
-    counts = [len(part) for part in torch.arange(num_chains, device="cpu").split(chains)]
-    if counts[-1] < _MIN_CHAINS:
-        counts[-2:] = [counts[-2] + counts[-1]]
+    counts = sizes_of_passes(num_chains, chains)
     exact = None
     if drawn is not None:
         exact = _point(target, Density(target, joint=not local), drawn)

@@ -13,7 +13,13 @@ from pyro_ext._psis import k_hat, smooth
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.bounds import iwae
 from pyro_ext.diagnostics._arviz import build_tree
-from pyro_ext.diagnostics._passes import Layout, inspect, pairs_per_pass, progress
+from pyro_ext.diagnostics._passes import (
+    Layout,
+    inspect,
+    pairs_per_pass,
+    progress,
+    sizes_of_passes,
+)
 from pyro_ext.diagnostics._record import aligned, is_fixed
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 from pyro_ext.diagnostics._types import Array, DataTree
@@ -236,13 +242,10 @@ def _integrate(
     target: Target, layout: Layout, num: int, num_inner: int, chunk_size: int | None
 ) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
     step = max(2, pairs_per_pass(layout, chunk_size) // (layout.size * num_inner))
-    counts = [len(part) for part in torch.arange(num, device="cpu").split(step)]
-    if len(counts) > 1 and counts[-1] < 2:
-        counts[-2:] = [counts[-2] + counts[-1]]
     parts: dict[str, list[Tensor]] = {}
     plates_of: dict[str, list[str]] = {}
     with progress(num, "marginal log likelihood") as bar:
-        for count in counts:
+        for count in sizes_of_passes(num, step):
             weights = log_weights(
                 target.model,
                 target.guide,

@@ -56,9 +56,9 @@ class Target(Pair):
 def resolve(
     owner: str,
     model: Callable[..., Any] | Fitted,
-    guide: Callable[..., Any] | None,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    guide: Callable[..., Any] | None = None,
+    args: tuple[Any, ...] = (),
+    kwargs: dict[str, Any] | None = None,
 ) -> Target:
     """Return the target that a diagnostic was called with: a run, or a model and a guide.
 
@@ -67,12 +67,13 @@ def resolve(
         model: A model, or a run.
         guide: A guide, or None with a run.
         args: Arguments of both; by default the run's.
-        kwargs: Keyword arguments of both.
+        kwargs: Keyword arguments of both; by default none.
 
     Raises:
         TypeError: If it is neither.
         ValueError: If the run has no data, as its fit got a ``DataLoader``.
     """
+    kwargs = kwargs or {}
     if guide is None:
         if not isinstance(model, Fitted):
             raise TypeError(

@@ -107,7 +107,7 @@ def compare(
     with progress(len(runs), "compare") as bar:
         for name, run in runs.items():
             bar.set_postfix_str(name)
-            bounds = bounds_of(resolve("compare", run, None, (), {}), **settings)
+            bounds = bounds_of(resolve("compare", run), **settings)
             tree = _draws(run, num_samples, chunk_size, seed, moments=found is not None)
             results[name] = Result(
                 bounds,
@@ -127,7 +127,7 @@ def compare(
 
 
 def _is_local(run: Fitted, seed: int) -> bool:
-    target = resolve("compare", run, None, (), {})
+    target = resolve("compare", run)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
     return layout.only_locals
@@ -137,7 +137,7 @@ def _draws(
     run: Fitted, num_samples: int, chunk_size: int | None, seed: int, *, moments: bool
 ) -> DataTree:
     """Draw as many as fit into a file of moderate size."""
-    target = resolve("compare", run, None, (), {})
+    target = resolve("compare", run)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
     budget = _KEPT_SCALARS_FOR_MOMENTS if moments else _KEPT_SCALARS
@@ -152,7 +152,7 @@ def _draws(
 
 
 def _points(run: Fitted, seed: int) -> tuple[str, ...]:
-    target = resolve("compare", run, None, (), {})
+    target = resolve("compare", run)
     with undisturbed(target, seed):
         return tuple(points_of(target))
 
@@ -163,10 +163,10 @@ def _held_out(name: str, run: Fitted, held_out: Any, settings: dict[str, Any]) -
     if isinstance(held_out, Mapping):
         if name not in held_out:
             return None
-        return bounds_of(resolve("compare", held_out[name], None, (), {}), **settings)
+        return bounds_of(resolve("compare", held_out[name]), **settings)
     if isinstance(run.guide, AutoJoint | AutoPerDatapoint):
         return None
-    return bounds_of(resolve("compare", run.model, run.guide, arguments(held_out), {}), **settings)
+    return bounds_of(resolve("compare", run.model, run.guide, arguments(held_out)), **settings)
 
 
 def _gaps(run: Fitted, chunk_size: int | None, seed: int) -> Gaps | None:

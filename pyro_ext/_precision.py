@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ _OUTSIDE: ContextVar[tuple[tuple[str, torch.dtype], ...]] = ContextVar(
 )
 _NOTHING = nullcontext()
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
 
 
 def active_autocast() -> tuple[tuple[str, torch.dtype], ...]:
@@ -66,7 +67,7 @@ def as_outside() -> Iterator[None]:
         yield
 
 
-def in_full_precision(function: Function) -> Function:
+def in_full_precision(function: Callable[Args, Result]) -> Callable[Args, Result]:
     """Return the function, which runs with ``torch.autocast`` off.
 
     Args:
@@ -74,11 +75,11 @@ def in_full_precision(function: Function) -> Function:
     """
 
     @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Args.args, **kwargs: Args.kwargs) -> Result:
         with full_precision():
             return function(*args, **kwargs)
 
-    return run  # type: ignore[return-value]
+    return run
 
 
 def is_half(value: Any) -> bool:

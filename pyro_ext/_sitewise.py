@@ -10,7 +10,7 @@ _ASKED: ContextVar[bool] = ContextVar("pyro_ext_sitewise", default=False)
 
 
 @contextmanager
-def sitewise(asked: bool) -> Iterator[None]:  # noqa: FBT001
+def sitewise(*, asked: bool) -> Iterator[None]:
     """Within this context, a guide with independent sites draws each by itself.
 
     It then samples a site from its marginal, a distribution whose KL divergence may be known,

@@ -141,7 +141,7 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
         ValueError: If they share no variable that varies, or their shapes differ.
     """
     labels: list[str] = []
-    parts: list[Array] = []
+    parts: list[tuple[Array, ...]] = []
     group: Any = posterior["posterior"]
     shared = [name for name in group.data_vars if name in reference.moments]
     if not shared:
@@ -170,7 +170,7 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
         labels += [
             label for label, keep in zip(_labels_of(group[name]), varies, strict=True) if keep
         ]
-        parts.append(tuple(part.reshape(-1)[varies] for part in (error, ratio, noise)))  # type: ignore[arg-type]
+        parts.append(tuple(part.reshape(-1)[varies] for part in (error, ratio, noise)))
     if not labels:
         raise ValueError(
             f"compare: expected a reference that varies; got one with sd 0 in all of {shared}. "

@@ -183,7 +183,8 @@ def sbc(
                     **drawn.kwargs,
                 )
                 for name, values in weights.latents.items():
-                    parts.setdefault(name, []).append(_rank(values, drawn.latents[name], by_row))
+                    ranks = _rank(values, drawn.latents[name], by_row=by_row)
+                    parts.setdefault(name, []).append(ranks)
                 before, sets = done, sets + 1
                 done = min(sum(len(pit) for pit, _ in found) for found in parts.values())
                 bar.update(min(done, num_simulations) - before)
@@ -192,7 +193,7 @@ def sbc(
     return Calibration(pit, scores, num_draws, sets if free or refit is not None else 0)
 
 
-def _rank(draws: Tensor, truth: Tensor, by_row: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001
+def _rank(draws: Tensor, truth: Tensor, *, by_row: bool) -> tuple[Tensor, Tensor]:
     """Return the randomized share of draws below the truth, and its standard score, by row."""
     truth = truth.reshape(draws.shape[1:])
     rank, ties = (draws < truth).sum(0).double(), (draws == truth).sum(0)

@@ -170,7 +170,7 @@ def pairs(results: Mapping[str, Result], reference: Reference | None) -> Figure 
     from matplotlib.figure import Figure as NewFigure
 
     trees = {name: result.tree for name, result in results.items()}
-    behind = None if reference is None or reference.tree is None else reference.tree
+    behind = None if reference is None else reference.tree
     labels, places = _shared([*trees.values(), *([] if behind is None else [behind])])
     if len(labels) < 2:
         return None

@@ -238,13 +238,14 @@ class Mixture(Family):
             posterior: A distribution that this family made.
             prob: Probability in (0, 1).
         """
-        components = posterior.components  # type: ignore[attr-defined]
+        mixture: Any = posterior
+        components = mixture.components
         if not _normal(components):
             return super().quantile(posterior, prob)
         each = self.base.quantile(components, prob)
         low, high = each.amin(-2), each.amax(-2)
         mean, sd = components.mean, components.variance.sqrt()
-        share = posterior.log_share.exp().unsqueeze(-1)  # type: ignore[attr-defined]
+        share = mixture.log_share.exp().unsqueeze(-1)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
             below = (share * torch.special.ndtr((middle.unsqueeze(-2) - mean) / sd)).sum(-2)

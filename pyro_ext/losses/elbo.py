@@ -121,7 +121,7 @@ class ELBO(BoundLoss):
             found.update(use_form(self.form, model_trace, guide_trace))
 
         pair = Pair(model, guide, args, kwargs)
-        with torch.no_grad(), torch.random.fork_rng(devices=()), sitewise(self._sitewise):
+        with torch.no_grad(), torch.random.fork_rng(devices=()), sitewise(asked=self._sitewise):
             weigh(pair, Particles(1, 1), joint=True, mode=Mode(), adjust=look)
         return found
 

@@ -214,7 +214,7 @@ class BoundLoss(Cited, pyro.infer.ELBO):
         mode = self._mode()
         if mode.stop_guide:
             self._check_replayable(pair.guide, f"px.{type(self).__name__}(estimator='reparam')")
-        with sitewise(self._sitewise):
+        with sitewise(asked=self._sitewise):
             return weigh(
                 pair,
                 particles,

@@ -1,6 +1,6 @@
 """Which plates of a (model, guide) pair hold independent elements with latents of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,6 +23,7 @@ __all__ = [
     "plate_frames",
     "sample_sites",
     "trace_params",
+    "trainable",
     "unconstrained",
     "unwrapped",
 ]
@@ -98,6 +99,11 @@ def trace_params(trace: Trace) -> list[Tensor]:
     """Return the unconstrained parameters that a traced function read."""
     nodes: dict[str, Any] = trace.nodes
     return [unconstrained(site["value"]) for site in nodes.values() if site["type"] == "param"]
+
+
+def trainable(params: Iterable[Tensor]) -> list[Tensor]:
+    """Return the tensors among parameters that want a gradient, each once."""
+    return list({id(param): param for param in params if param.requires_grad}.values())
 
 
 def unconstrained(param: Any) -> Tensor:

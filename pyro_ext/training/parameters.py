@@ -15,7 +15,7 @@ from pyro_ext._checks import Pair
 from pyro_ext._modules import of_stored_modules
 from pyro_ext._run import replayed_model, traces
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.structure import trace_params
+from pyro_ext.structure import trace_params, trainable
 from pyro_ext.training.badrows import nonfinite_rows
 from pyro_ext.training.compiled.checked import checked_optimizer
 
@@ -62,7 +62,7 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
             if not rows:
                 raise
             raise ValueError(f"fit: before the first step, {error} {rows}") from error
-    every = _unique(
+    every = trainable(
         [*trace_params(capture.trace), *_of_module(pair.model), *_of_module(pair.guide)]
     )
     trained = every if train == "both" else _side(pair, train, every)
@@ -143,7 +143,3 @@ def _side(pair: Pair, train: str, every: list[Tensor]) -> list[Tensor]:
 
 def _of_module(fn: Any) -> list[Tensor]:
     return list(fn.parameters()) if isinstance(fn, torch.nn.Module) else []
-
-
-def _unique(params: list[Tensor]) -> list[Tensor]:
-    return list({id(param): param for param in params if param.requires_grad}.values())

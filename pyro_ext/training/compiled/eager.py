@@ -1,7 +1,6 @@
 """The step as Python runs it: validation off, and one optimizer for all parameters."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pyro
 import torch
@@ -9,22 +8,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ext._modules import of_stored_modules
-from pyro_ext.structure import trace_params
+from pyro_ext.structure import trace_params, trainable
 from pyro_ext.training.compiled.denormals import Flushed
 from pyro_ext.training.compiled.nonfinite import all_finite
 from pyro_ext.training.compiled.optimizer import AllParameters
 
-__all__ = ["eager_step", "seen_params"]
-
-
-def seen_params(trace: Any) -> list[Tensor]:
-    """Return the trainable tensors that a traced loss read, each once.
-
-    Args:
-        trace: Trace of the parameter sites.
-    """
-    found = {id(param): param for param in trace_params(trace) if param.requires_grad}
-    return list(found.values())
+__all__ = ["eager_step"]
 
 
 def eager_step(
@@ -53,7 +42,7 @@ def _step(
 ) -> tuple[float, list[Tensor], bool]:
     with pyro.validation_enabled(validate), poutine.trace(param_only=True) as capture:
         value = of_stored_modules(loss) if validate else loss()
-    params = seen_params(capture.trace)
+    params = trainable(trace_params(capture.trace))
     number = value.item()
     if not value.requires_grad:
         return number, params, True

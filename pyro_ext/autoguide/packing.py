@@ -14,7 +14,6 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
-from torch.distributions.utils import _sum_rightmost
 
 __all__ = ["Frame", "Latent", "Packing"]
 
@@ -273,4 +272,6 @@ class Packing:
         transform = site.transform
         value = transform(unconstrained)
         log_det = transform.log_abs_det_jacobian(unconstrained, value)
-        return value, _sum_rightmost(log_det, log_det.dim() - batch_dim)
+        if log_det.dim() > batch_dim:
+            log_det = log_det.reshape((*log_det.shape[:batch_dim], -1)).sum(-1)
+        return value, log_det

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor
-from torch.distributions.utils import _sum_rightmost
 
 from pyro_ext.diagnostics._density import Density, Point
 
@@ -271,7 +271,7 @@ def _evaluated(density: Density, point: Point, beta: float) -> tuple[Tensor, Poi
 
 def _kinetic(density: Density, momentum: Point, num: int) -> Tensor:
     energies = [
-        0.5 * _sum_rightmost(value.square(), density.event_dim(value))
+        0.5 * sum_rightmost(value.square(), density.event_dim(value))
         for value in momentum.values()
     ]
     return torch.stack([density.collect(energy, num) for energy in energies]).sum(0)

@@ -6,10 +6,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.distributions.utils import _sum_rightmost
 
 from pyro_ext._checks import Pair
 from pyro_ext._discover import discover
@@ -164,5 +164,5 @@ class _At(Messenger):
         msg["value"] = transform(point)
         log_det = transform.log_abs_det_jacobian(point, msg["value"])
         batch_dim = msg["value"].dim() - msg["fn"].event_dim
-        self.log_dets[msg["name"]] = _sum_rightmost(log_det, log_det.dim() - batch_dim)
+        self.log_dets[msg["name"]] = sum_rightmost(log_det, log_det.dim() - batch_dim)
         msg["done"] = True

@@ -13,7 +13,6 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import biject_to
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_ext._site_log_prob import unmask
 from pyro_ext._supports import check_supports
@@ -21,6 +20,7 @@ from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.packing import Packing
 from pyro_ext.families import Family
 from pyro_ext.structure import ParticlePlate, plate_frames, sample_sites, trace_params
+from pyro_ext.training.compiled.private import flatten, unflatten
 
 __all__ = ["Density", "Unfit", "support_centre"]
 
@@ -70,14 +70,15 @@ class Density:
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...]) -> None:
         self.model = model
         self.num_gradients, self.num_values = 0, 0
-        tensors = [a for a in tree_leaves(args) if isinstance(a, Tensor)]
+        leaves, _ = flatten(args)
+        tensors = [a for a in leaves if isinstance(a, Tensor)]
         for device in {a.device for a in tensors} - {torch.device("cpu")}:
             raise Unfit(
                 f"fit: expected data on the CPU with optim='auto'; got some on {device}. Write: "
                 "num_steps=2000.",
                 f"data are on {device}",
             )
-        floating = [a.dtype for a in tree_leaves(args) if _is_floating(a)]
+        floating = [a.dtype for a in leaves if _is_floating(a)]
         self._own_dtype = max([torch.get_default_dtype(), *floating], key=lambda t: t.itemsize)
         self.dtype = self._own_dtype
         template = self.guide(None, args)
@@ -204,7 +205,8 @@ class Density:
     # ------------------------------------------------------------------ ways to run the model
 
     def _choose(self, args: tuple[Any, ...]) -> Callable[[Tensor], Tensor]:
-        double: Any = tree_map(_to_double, args)
+        leaves, nesting = flatten(args)
+        double: Any = unflatten([_to_double(leaf) for leaf in leaves], nesting)
         error: Exception | None = None
         for dtype, cast in ((torch.float64, double), (self._own_dtype, args)):
             self.dtype, self.args = dtype, cast

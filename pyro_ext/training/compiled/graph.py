@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_ext.training.compiled.private import record_graph
+from pyro_ext.training.compiled.private import is_operator, record_graph
 from pyro_ext.training.compiled.simplify import Unsuitable, held_tensor
 
-__all__ = ["Recorded", "Unsuitable", "record"]
+__all__ = ["Recorded", "record"]
 
 _aten = torch.ops.aten
 
@@ -109,9 +110,8 @@ def _check(graph: GraphModule) -> None:
             continue
         indices = node.args[1] if node.target is _aten.index.Tensor else ()
         masks = [i for i in indices if isinstance(i, Node) and _dtype(i) is torch.bool]
-        sized = isinstance(node.target, torch._ops.OpOverload) and (
-            torch.Tag.dynamic_output_shape in node.target.tags
-        )
+        target: Any = node.target
+        sized = is_operator(target) and torch.Tag.dynamic_output_shape in target.tags
         if masks or (sized and node.target is not _aten.index.Tensor):
             raise Unsuitable(
                 f"the shape of a tensor depends on values ({node.target}). Write torch.where("

@@ -20,6 +20,7 @@ __all__ = [
     "compile_graph",
     "flatten",
     "functional_graph",
+    "is_operator",
     "once",
     "onednn_product",
     "record_graph",
@@ -54,6 +55,11 @@ def flatten(args: Any) -> tuple[list[Any], Any]:
 def unflatten(leaves: list[Any], spec: Any) -> Any:
     """Return what ``flatten`` took apart."""
     return pytree.tree_unflatten(leaves, spec)
+
+
+def is_operator(target: Any) -> bool:
+    """Tell whether what a node calls is one of torch's operators, which has a schema and tags."""
+    return isinstance(target, torch._ops.OpOverload)
 
 
 def record_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModule:

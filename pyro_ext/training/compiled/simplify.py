@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from pyro_ext.training.compiled.private import storing
+from pyro_ext.training.compiled.private import is_operator, storing
 from pyro_ext.training.compiled.softplus import cheapen_softplus
 
 __all__ = [
@@ -217,8 +217,7 @@ def has_effect(node: Node) -> bool:
     if node.op in ("placeholder", "output") or changes_tensors(node):
         return True
     target: Any = node.target
-    overload = isinstance(target, torch._ops.OpOverload)
-    return overload and torch.Tag.nondeterministic_seeded in target.tags
+    return is_operator(target) and torch.Tag.nondeterministic_seeded in target.tags
 
 
 def changes_tensors(node: Node) -> bool:
@@ -228,8 +227,8 @@ def changes_tensors(node: Node) -> bool:
         node: A node.
     """
     target: Any = node.target
-    overload = isinstance(target, torch._ops.OpOverload)
-    return (overload and target._schema.is_mutable) or target in _UPDATES_STATISTICS
+    mutable = is_operator(target) and target._schema.is_mutable
+    return mutable or target in _UPDATES_STATISTICS
 
 
 def hold(graph: GraphModule, tensor: Tensor) -> Node:

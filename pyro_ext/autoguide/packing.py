@@ -53,20 +53,23 @@ class Latent:
         """Bijection from unconstrained values to the support."""
         return biject_to(self.support)
 
-    @cached_property
-    def unbounded(self) -> bool:
-        """Whether that bijection is the identity."""
+    @property
+    def _base(self) -> Any:
+        """That bijection without the dims that it only takes along."""
         base: Any = self.transform
         while isinstance(base, IndependentTransform):
             base = base.base_transform
-        return isinstance(base, ComposeTransform) and not base.parts
+        return base
+
+    @cached_property
+    def unbounded(self) -> bool:
+        """Whether that bijection is the identity."""
+        return isinstance(self._base, ComposeTransform) and not self._base.parts
 
     @cached_property
     def increasing(self) -> bool:
         """Whether that bijection is increasing, entry by entry, so that it keeps quantiles."""
-        base: Any = self.transform
-        while isinstance(base, IndependentTransform):
-            base = base.base_transform
+        base = self._base
         return base.domain.event_dim == 0 and bool((torch.as_tensor(base.sign) > 0).all())
 
     @cached_property

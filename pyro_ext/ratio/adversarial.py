@@ -18,7 +18,7 @@ from pyro_ext._run import held
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.ratio.contrast import CONTRASTS, Scene
 from pyro_ext.ratio.critics import MLPCritic
-from pyro_ext.ratio.estimate import RatioEstimate, kl_estimate, mean_and_se, warn_of
+from pyro_ext.ratio.estimate import RatioEstimate, kl_estimate, mean_and_variance, warn_of
 from pyro_ext.ratio.latents import Elements
 from pyro_ext.ratio.objective import Bound, Objective
 from pyro_ext.ratio.trainer import CriticTrainer, Regularizer
@@ -237,7 +237,7 @@ class Adversarial(BoundLoss):
         self._climb(scene, state, num_steps, schedule)
         with torch.no_grad():
             state.trainer.settle(self._inputs(scene, state, num_particles)[1])
-            value, square = mean_and_se(self._log_w(scene, state, num_particles))
+            value, square = mean_and_variance(self._log_w(scene, state, num_particles))
             inputs = self._inputs(scene, state, num_particles)
             doubts = kl_estimate(*(state.trainer.log_ratio(x) for x in inputs)).doubts
         what = CONTRASTS[contrast].what

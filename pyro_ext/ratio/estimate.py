@@ -13,7 +13,14 @@ from torch.nn.functional import logsigmoid, softplus
 from pyro_ext.ratio.divergences import log_mean_exp
 from pyro_ext.ratio.report import report
 
-__all__ = ["RatioEstimate", "RatioWarning", "js_estimate", "kl_estimate", "mean_and_se", "warn_of"]
+__all__ = [
+    "RatioEstimate",
+    "RatioWarning",
+    "js_estimate",
+    "kl_estimate",
+    "mean_and_variance",
+    "warn_of",
+]
 
 # The mean of an exact ratio is 1, so by Markov it exceeds this with a chance of 1 % at most.
 IMPOSSIBLE_MEAN = 100.0
@@ -72,8 +79,8 @@ def warn_of(found: RatioEstimate, instead: str) -> None:
         warnings.warn(f"{found}. {instead}.", RatioWarning, stacklevel=3)
 
 
-def mean_and_se(values: Float[Tensor, " num"]) -> tuple[Tensor, Tensor]:
-    """Return the mean and its squared standard error."""
+def mean_and_variance(values: Float[Tensor, " num"]) -> tuple[Tensor, Tensor]:
+    """Return the mean and its variance, the square of its standard error."""
     return values.mean(), values.var() / len(values)
 
 
@@ -106,16 +113,16 @@ def kl_estimate(
             f"kl: expected method to be one of {list(KL_METHODS)}; got {method!r}. "
             "Write: ratio.kl(method='plug-in')."
         )
-    mean, square = mean_and_se(log_r_p)
+    mean, square = mean_and_variance(log_r_p)
     what = "estimate of KL(p‖q)" + (f" by {len(links)} links" if links else "")
-    r_mean, r_square = mean_and_se(log_r_q.exp())
+    r_mean, r_square = mean_and_variance(log_r_q.exp())
     if method == "nwj":
         mean, square = mean + 1 - r_mean, square + r_square
         what = "lower bound of KL(p‖q), in expectation"
     elif method == "dv":
         mean = mean - log_mean_exp(log_r_q)
         largest = log_r_q.amax()
-        scaled, scaled_square = mean_and_se((log_r_q - largest).exp())
+        scaled, scaled_square = mean_and_variance((log_r_q - largest).exp())
         square = square + scaled_square / scaled.square()
     num = min(len(log_r_p), len(log_r_q))
     doubts = [
@@ -140,8 +147,8 @@ def js_estimate(
         log_r_p: Log ratios on samples of p, shape ``(num_p,)``.
         log_r_q: Log ratios on samples of q, shape ``(num_q,)``.
     """
-    of_p, square_p = mean_and_se(-softplus(-log_r_p))
-    of_q, square_q = mean_and_se(-softplus(log_r_q))
+    of_p, square_p = mean_and_variance(-softplus(-log_r_p))
+    of_q, square_q = mean_and_variance(-softplus(log_r_q))
     value = math.log(2) + float(of_p + of_q) / 2
     se = float(torch.sqrt(square_p + square_q)) / 2
     num = min(len(log_r_p), len(log_r_q))
@@ -168,8 +175,8 @@ def _off_by_a_factor(log_r_p: Tensor, log_r_q: Tensor) -> list[str]:
     if report(log_r_p, log_r_q).auc >= SEPARABLE:
         return []
     for factor, what in ((STRETCH, "small"), (1 / STRETCH, "large")):
-        of_p, square_p = mean_and_se(logsigmoid(factor * log_r_p) - logsigmoid(log_r_p))
-        of_q, square_q = mean_and_se(logsigmoid(-factor * log_r_q) - logsigmoid(-log_r_q))
+        of_p, square_p = mean_and_variance(logsigmoid(factor * log_r_p) - logsigmoid(log_r_p))
+        of_q, square_q = mean_and_variance(logsigmoid(-factor * log_r_q) - logsigmoid(-log_r_q))
         if of_p + of_q > CHANCE * torch.sqrt(square_p + square_q):
             return [f"the sum of links is too {what}: {factor:g} times it tells p from q better"]
     return []

@@ -78,8 +78,8 @@ def in_chunks(loss: "BoundLoss", pair: Pair, chunk_size: int) -> Tensor:
             log_weights = loss._weigh(pair, part)
             loss._check(log_weights)
             for term, full in zip(log_weights.terms, whole.terms, strict=True):
-                if full._path.weight is not None:
-                    term._path.weight = _part_of(full, plan, axis, number)
+                if (weight := full._path.weight) is not None:
+                    term._path.weight = _part_of(full, weight, plan, axis, number)
             outputs = [
                 t for term in log_weights.terms for t in _aligned(term, part, axis).values()
             ]
@@ -214,14 +214,8 @@ def _joined(weighed: list[LogWeights], plan: list[Particles], axis: int) -> LogW
     return replace(weighed[0], terms=tuple(terms))
 
 
-def _part_of(full: Term, plan: list[Particles], axis: int, number: int) -> Tensor:
+def _part_of(full: Term, weight: Tensor, plan: list[Particles], axis: int, number: int) -> Tensor:
     """Return the factors on the paths of a chunk's particles, in the layout of a trace."""
-    weight = full._path.weight
-    if weight is None:
-        raise RuntimeError(
-            "in_chunks: expected factors on the paths of all particles; got none. Write: "
-            "estimator='reparam', and please report it."
-        )
     layout = full._layout
     dim = layout.particles.dims(layout.nesting)[0 if axis else 1]
     if dim is None:

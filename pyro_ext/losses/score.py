@@ -38,11 +38,11 @@ def score_surrogate(
             continue
         with torch.no_grad():
             if term.plates or not hierarchical:
-                signal = _signal(term.log_w, bound, outer_dim=0 if num_outer > 1 else None)
+                signal = _signal(term.log_w, bound, several_outer=num_outer > 1)
                 signal = term.scale * signal
             else:
                 total = _totals(log_weights, bound, num_outer)
-                signal = (total - _others_mean(total, 0)) if num_outer > 1 else total
+                signal = (total - _others_mean(total)) if num_outer > 1 else total
                 signal = signal / num_outer
         parts.append((signal * term.log_q_score).sum())
     if not parts:
@@ -51,7 +51,7 @@ def score_surrogate(
     return surrogate - surrogate.detach()
 
 
-def _signal(log_w: Tensor, bound: Callable[[Tensor], Tensor], outer_dim: int | None) -> Tensor:
+def _signal(log_w: Tensor, bound: Callable[[Tensor], Tensor], *, several_outer: bool) -> Tensor:
     """Return bound minus baseline, shape ``(particles, *batch)``."""
     value = bound(log_w)
     count = log_w.shape[0]
@@ -62,8 +62,8 @@ def _signal(log_w: Tensor, bound: Callable[[Tensor], Tensor], outer_dim: int | N
         others = log_w.unsqueeze(1).masked_fill(same, 0.0).sum(0) / (count - 1)
         baseline = bound(torch.where(same, others, log_w.unsqueeze(1)))
         return value - torch.where(baseline.isfinite(), baseline, 0.0)
-    if outer_dim is not None:
-        value = value - _others_mean(value, outer_dim)
+    if several_outer:
+        value = value - _others_mean(value)
     return value.unsqueeze(0)
 
 
@@ -76,6 +76,6 @@ def _totals(log_weights: LogWeights, bound: Callable[[Tensor], Tensor], num_oute
     return torch.as_tensor(total)
 
 
-def _others_mean(values: Tensor, dim: int) -> Tensor:
-    """Return, for each entry along a dim, the mean of the others."""
-    return (values.sum(dim, keepdim=True) - values) / (values.shape[dim] - 1)
+def _others_mean(values: Tensor) -> Tensor:
+    """Return, for each entry along the first dim, the mean of the others."""
+    return (values.sum(0, keepdim=True) - values) / (len(values) - 1)

@@ -2,17 +2,23 @@
 
 from abc import abstractmethod
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_ext.families.affine import Affine
 from pyro_ext.families.affine_normal import AffineNormal
-from pyro_ext.families.diagonal import normal_quantile
 from pyro_ext.families.family import Family
 from pyro_ext.families.linear_map import LinearMap
 
-__all__ = ["AffineFamily"]
+__all__ = ["AffineFamily", "normal_quantile"]
+
+
+def normal_quantile(posterior: Distribution, prob: float) -> Tensor:
+    """Return the marginal quantiles of a normal distribution from its mean and variance."""
+    z = torch.special.ndtri(torch.as_tensor(prob, dtype=posterior.mean.dtype))
+    return posterior.mean + posterior.variance.sqrt() * z.to(posterior.mean.device)
 
 
 class AffineFamily(Family):

@@ -8,22 +8,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyro_ext.families.affine import Affine
-from pyro_ext.families.family import Family, inverse_positive, positive
+from pyro_ext.families.affine_family import AffineFamily
+from pyro_ext.families.family import inverse_positive, positive
 from pyro_ext.families.linear_map import Scale
 from pyro_ext.families.normal import Normal
 
-__all__ = ["Diagonal", "normal_quantile"]
-
-
-def normal_quantile(posterior: Distribution, prob: float) -> Tensor:
-    """Return the marginal quantiles of a normal distribution from its mean and variance."""
-    z = torch.special.ndtri(torch.as_tensor(prob, dtype=posterior.mean.dtype))
-    return posterior.mean + posterior.variance.sqrt() * z.to(posterior.mean.device)
+__all__ = ["Diagonal"]
 
 
 @dataclass(frozen=True)
-class Diagonal(Family):
+class Diagonal(AffineFamily):
     r"""Independent normals, the classical mean-field family.
 
     .. math::
@@ -71,30 +65,8 @@ class Diagonal(Family):
             dim: Dimension D of z.
             network: None.
         """
-        loc, raw = params.split([dim, dim], dim=-1)
-        return Normal(loc, positive(raw)).to_event(1)
-
-    def transform(
-        self, params: Float[Tensor, " *batch params"], dim: int, network: nn.Module | None = None
-    ) -> Affine:
-        """Return ε ↦ μ + σ ⊙ ε.
-
-        Args:
-            params: π, shape ``(*batch, 2 * dim)``.
-            dim: Dimension D of z.
-            network: None.
-        """
-        loc, raw = params.split([dim, dim], dim=-1)
-        return Affine(loc, Scale(positive(raw)))
-
-    def quantile(self, posterior: Distribution, prob: float) -> Float[Tensor, " *batch dim"]:
-        """Return the marginal quantile of each coordinate, exactly.
-
-        Args:
-            posterior: A distribution that this family made.
-            prob: Probability in (0, 1).
-        """
-        return normal_quantile(posterior, prob)
+        loc, linear = self._affine(params, dim)
+        return Normal(loc, linear.scale).to_event(1)
 
     def coordinates(self, posterior: Distribution) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of each coordinate, shape ``(*batch, dim)``.
@@ -103,3 +75,7 @@ class Diagonal(Family):
             posterior: A distribution that this family made.
         """
         return posterior.mean, posterior.stddev
+
+    def _affine(self, params: Tensor, dim: int) -> tuple[Tensor, Scale]:
+        loc, raw = params.split([dim, dim], dim=-1)
+        return loc, Scale(positive(raw))

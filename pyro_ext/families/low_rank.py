@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyro_ext.families._fixed import fixed_normal
-from pyro_ext.families.diagonal import normal_quantile
+from pyro_ext.families.affine_family import normal_quantile
 from pyro_ext.families.family import Family, inverse_positive, positive
 
 __all__ = ["LowRank"]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 __all__ = ["close", "isolated", "same_draws", "seeded"]
 
+_ATOL = 1e-8
+
 
 @contextmanager
 def isolated() -> Iterator[None]:
@@ -18,11 +20,11 @@ def isolated() -> Iterator[None]:
         yield
 
 
-def close(left: Tensor, right: Tensor, what: str, *, atol: float = 1e-8) -> None:
+def close(left: Tensor, right: Tensor, what: str) -> None:
     assert left.shape == right.shape, f"{what}: shapes {tuple(left.shape)}, {tuple(right.shape)}"
     worst = (left - right).abs().max().item() if left.numel() else 0.0
     size = 1 + right.abs().max().item() if right.numel() else 1.0
-    assert worst <= atol * size, f"{what}: differ by {worst}, more than {atol} of {size}"
+    assert worst <= _ATOL * size, f"{what}: differ by {worst}, more than {_ATOL} of {size}"
 
 
 def same_draws(left: dict[str, Tensor], right: dict[str, Tensor], what: str) -> None:
@@ -31,6 +33,6 @@ def same_draws(left: dict[str, Tensor], right: dict[str, Tensor], what: str) -> 
         assert torch.equal(value, right[name]), f"{what}: site '{name}' differs"
 
 
-def seeded(call: Callable[[], Any], seed: int = 1) -> Any:
-    torch.manual_seed(seed)
+def seeded(call: Callable[[], Any]) -> Any:
+    torch.manual_seed(1)
     return call()

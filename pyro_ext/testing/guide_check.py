@@ -233,9 +233,14 @@ def _check_summaries(factory: GuideFactory, model: Model, args: Any) -> None:
 
 def _elementwise(support: Any) -> bool:
     """Tell whether the bijection to the support acts on each element alone."""
+    return int(_of_elements(support).event_dim) == 0
+
+
+def _of_elements(support: Any) -> Any:
+    """Return the constraint on the elements of which a support is made up."""
     while isinstance(support, dist.constraints.independent):
         support = support.base_constraint
-    return int(support.event_dim) == 0
+    return support
 
 
 def _check_dtype(factory: GuideFactory, model: Model, args: Any) -> None:
@@ -253,10 +258,7 @@ def _check_far_values(factory: GuideFactory, model: Model, args: Any) -> None:
     sites = _latents(model, args)
     draws = guide.sample_posterior(1, *args)
     for name, site in sites.items():
-        support = site["fn"].support
-        while isinstance(support, dist.constraints.independent):
-            support = support.base_constraint
-        if support is not dist.constraints.real:
+        if _of_elements(site["fn"].support) is not dist.constraints.real:
             continue
         for far in (-1e3, 1e3):
             values = {**draws, name: torch.full_like(draws[name], far)}

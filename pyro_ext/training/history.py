@@ -15,6 +15,7 @@ from pyro_ext.training.ranks import Ranks
 __all__ = ["RECORD_EVERY", "History"]
 
 RECORD_EVERY = 50
+_RECORDS = ("elbos", "elbo_steps", "holdout", "holdout_steps")
 
 
 class History:
@@ -86,8 +87,7 @@ class History:
     def state(self) -> dict[str, Any]:
         """Return the records."""
         losses = torch.stack(self.losses) if self.losses else torch.zeros(0)
-        names = ("elbos", "elbo_steps", "holdout", "holdout_steps")
-        return {"losses": losses, **{name: getattr(self, name) for name in names}}
+        return {"losses": losses, **{name: getattr(self, name) for name in _RECORDS}}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over records.
@@ -96,7 +96,7 @@ class History:
             state: What ``state`` returned.
         """
         self.losses = list(state["losses"].unbind())
-        for name in ("elbos", "elbo_steps", "holdout", "holdout_steps"):
+        for name in _RECORDS:
             setattr(self, name, list(state[name]))
 
     def go_on(self) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "arguments",
     "batches_of",
     "count_rows",
+    "plates_of",
 ]
 
 
@@ -253,7 +254,7 @@ def batches_of(
     """
     if batch_size is not None:
         return RowBatches(model, data, batch_size, plate, seed, ranks)
-    if ranks.size > 1 and _fitting(_frames(_trace(model, data)), data):
+    if ranks.size > 1 and _fitting(plates_of(model, *data), data):
         rows = RowBatches(model, data, None, plate, seed, ranks)
         return FullBatch(rows.step_of(rows.every_row))
     return FullBatch(Step(data, share=1 / ranks.size))
@@ -274,9 +275,16 @@ def count_rows(pair: Pair, plate: str | None) -> int:
     return next(iter(sizes.values())) if len(sizes) == 1 else 1
 
 
-def _trace(model: Callable[..., Any], data: tuple[Any, ...]) -> Trace:
+def plates_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Run a model, and return its plates by name.
+
+    Args:
+        model: The model.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+    """
     with torch.no_grad(), poutine.block():
-        return poutine.trace(model).get_trace(*data)
+        return _frames(poutine.trace(model).get_trace(*args, **kwargs))
 
 
 def _frames(trace: Trace) -> dict[str, Any]:
@@ -294,7 +302,7 @@ def _fitting(frames: dict[str, Any], data: tuple[Any, ...]) -> dict[str, int]:
 def _data_plate(
     model: Callable[..., Any], data: tuple[Any, ...], plate: str | None
 ) -> tuple[str, int, int, torch.device]:
-    frames = _frames(_trace(model, data))
+    frames = plates_of(model, *data)
     fitting = list(_fitting(frames, data))
     if plate is None and len(fitting) == 1:
         plate = fitting[0]

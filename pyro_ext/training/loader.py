@@ -6,13 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from pyro_ext.minibatch import MiniBatch, has_rows
-from pyro_ext.structure import plate_frames, sample_sites
-from pyro_ext.training.batches import Batches, Step
+from pyro_ext.training.batches import Batches, Step, plates_of
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.ranks import Ranks
 
@@ -117,9 +115,7 @@ class LoaderBatches(Batches):
 
 def _rows_plate(model: Callable[..., Any], step: Step, plate: str | None) -> str | None:
     """Return the plate with one element per row of the batch; None if the model subsamples."""
-    with torch.no_grad(), poutine.block():
-        trace = poutine.trace(model).get_trace(*step.args, **step.kwargs)
-    frames = {f.name: f for _, site in sample_sites(trace) for f in plate_frames(site)}
+    frames = plates_of(model, *step.args, **step.kwargs)
     given = (*step.args, *step.kwargs.values())
     whole = [f for f in frames.values() if f.full_size is None or f.full_size == f.size]
     fitting = [f.name for f in whole if any(has_rows(value, f.size) for value in given)]

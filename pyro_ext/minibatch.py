@@ -8,7 +8,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["MiniBatch", "current_minibatch"]
+__all__ = ["MiniBatch", "current_minibatch", "has_rows", "rows_of"]
 
 _ACTIVE: ContextVar["MiniBatch | None"] = ContextVar("pyro_ext_minibatch", default=None)
 

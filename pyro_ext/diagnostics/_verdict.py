@@ -66,7 +66,7 @@ def short(result: Result, finder: str | None) -> str:
         result: A guide's result.
         finder: Which guide finds what it misses, see ``missed``.
     """
-    found = [] if result.distance is None else faults(result.distance)
+    found = [] if result.distance is None else _faults(result.distance)
     return "; ".join([_graded(result, finder), *found])
 
 
@@ -82,7 +82,7 @@ def sentence(name: str, result: Result, finder: str | None) -> str:
     far = result.distance
     if far is None:
         return text
-    found = faults(far)
+    found = _faults(far)
     if found:
         return f"{text} Unweighted, against the reference: {'; '.join(found)}."
     return (
@@ -101,7 +101,7 @@ def plain(value: float, sign: str = "") -> str:
     return f"{value:{sign}.2f}" if abs(value) < _LARGE else f"{value:{sign}.1e}"
 
 
-def faults(distance: Distance) -> list[str]:
+def _faults(distance: Distance) -> list[str]:
     """Return what is off by more than the limits and more than noise explains.
 
     Args:

@@ -25,7 +25,7 @@ from pyro_ext.diagnostics._target import Fitted
 from pyro_ext.diagnostics._types import Array, DataFrame, DataTree
 from pyro_ext.diagnostics.datatree import from_draws, to_datatree
 
-__all__ = ["Distances", "distances"]
+__all__ = ["Distances", "distances", "measure"]
 
 _MIN_DRAWS = 10
 

@@ -14,7 +14,7 @@ from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.history import History
 
-__all__ = ["Holdout", "Plateau"]
+__all__ = ["Holdout", "Plateau", "annealing_end"]
 
 _PARTS = 10  # of a window, whose means tell how sure the mean of the window is
 

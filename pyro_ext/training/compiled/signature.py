@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_ext.training.compiled.private import flatten, unflatten
 from pyro_ext.training.compiled.walk import SCALARS
 
-__all__ = ["Call", "call_of"]
+__all__ = ["Call", "call_of", "shape_of"]
 
 
 @dataclass(frozen=True)

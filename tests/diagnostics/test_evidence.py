@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from diagnostics.models import Z_LIMIT, scaled
 from torch.distributions import Normal
 
 import pyro_ext as px
@@ -24,19 +25,6 @@ EXACT = {
     "regression": LinearRegression.simulate(12),
     "gamma-poisson": GammaPoisson.simulate(12, local=True),
 }
-Z_LIMIT = Normal(0.0, 1.0).icdf(torch.tensor(1 - 0.5e-6, dtype=torch.float64)).item()
-
-
-def scaled(exact, factor):
-    """Return the exact guide of local latents with its sds scaled: wider for a factor above 1."""
-
-    def guide(x):
-        mean, covariance = exact.posterior()
-        with pyro.plate("data", len(x), exact.subsample_size) as rows:
-            sd = factor * covariance[rows, 0, 0].sqrt()
-            pyro.sample("z", dist.Normal(mean[rows, 0], sd))
-
-    return guide
 
 
 @pytest.mark.parametrize("exact", EXACT.values(), ids=EXACT)

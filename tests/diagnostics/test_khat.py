@@ -5,7 +5,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from diagnostics.models import Z_LIMIT
+from diagnostics.models import Z_LIMIT, scaled
 from scipy.stats import ttest_ind
 
 import pyro_ext as px
@@ -146,23 +146,13 @@ def test_exact_guide_has_k_hat_zero_per_datapoint(name, subsample_size):
     assert found.values.tolist() == [0.0] * 12
 
 
-def narrow_guide(exact, factor):
-    def guide(x):
-        mean, covariance = exact.posterior()
-        with pyro.plate("data", len(x), exact.subsample_size) as rows:
-            scale = factor * covariance[rows, 0, 0].sqrt()
-            pyro.sample("z", dist.Normal(mean[rows, 0], scale))
-
-    return guide
-
-
 def test_per_datapoint_does_not_depend_on_mini_batches():
     exact = NormalLocal.simulate(40)
-    narrow = narrow_guide(exact, 0.6)
+    narrow = scaled(exact, 0.6)
     whole = k_hat_per_datapoint(exact.model, narrow, exact.x, num_samples=500, seed=3)
     batches = dataclasses.replace(exact, subsample_size=7)
     found = k_hat_per_datapoint(
-        batches.model, narrow_guide(batches, 0.6), exact.x, num_samples=500, seed=3
+        batches.model, scaled(batches, 0.6), exact.x, num_samples=500, seed=3
     )
     torch.testing.assert_close(found.values, whole.values)
 
@@ -184,7 +174,7 @@ def test_per_datapoint_does_not_depend_on_the_number_of_data():
     found = []
     for num in (20, 200):
         exact = NormalLocal.simulate(num)
-        guide = narrow_guide(exact, 0.6)
+        guide = scaled(exact, 0.6)
         # The weights' law is that of every datum, whatever its value.
         found.append(k_hat_per_datapoint(exact.model, guide, exact.x, seed=num).values)
     assert ttest_ind(*found, equal_var=False).pvalue > 1e-6

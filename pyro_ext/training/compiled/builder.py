@@ -148,21 +148,7 @@ def _build(
     backend: str,
 ) -> Built:
     model, guide, loss = roots
-    if getattr(loss, "_chunk_size", None) is not None:
-        raise Unsuitable(
-            "its particles come in chunks to save memory, which a graph would not. Write the loss "
-            "without in_chunks, or compile=False"
-        )
-    if active_autocast():
-        raise Unsuitable(
-            "torch.autocast is active around it. Write it around the networks, inside the model "
-            "and the encoder"
-        )
-    if call.opaque:
-        raise Unsuitable(
-            f"an argument is a {call.opaque[0]}, whose content may change unseen. Pass its "
-            "tensors and numbers, torch.as_tensor(x) of an array"
-        )
+    _check_before(loss, call)
     weight = Weight(loss, params[0]) if isinstance(loss, Annealed) else None
     used: Any = loss if weight is None else weight.loss
     differentiable: Callable[..., Tensor] = getattr(used, "differentiable_loss", used)
@@ -210,6 +196,25 @@ def _build(
     except Exception as error:
         raise Unsuitable(_reason(error)) from error
     return Built(roots, call, step, watch, weight, backend)
+
+
+def _check_before(loss: Any, call: Call) -> None:
+    """Raise if it is known before any recording that there can be no graph."""
+    if getattr(loss, "_chunk_size", None) is not None:
+        raise Unsuitable(
+            "its particles come in chunks to save memory, which a graph would not. Write the loss "
+            "without in_chunks, or compile=False"
+        )
+    if active_autocast():
+        raise Unsuitable(
+            "torch.autocast is active around it. Write it around the networks, inside the model "
+            "and the encoder"
+        )
+    if call.opaque:
+        raise Unsuitable(
+            f"an argument is a {call.opaque[0]}, whose content may change unseen. Pass its "
+            "tensors and numbers, torch.as_tensor(x) of an array"
+        )
 
 
 def _alias(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pyro.infer.autoguide.guides import AutoContinuous
 from pyro.poutine import Trace
 from torch import nn
 
-from pyro_ext.structure import plate_frames, sample_sites
+from pyro_ext.structure import is_subsampled, plate_frames, sample_sites
 
 __all__ = ["check_flat"]
 
@@ -39,7 +39,7 @@ def _check_part(guide: AutoGuide, own: Container[str], model_trace: Trace) -> No
         latent = name in own and not site["is_observed"]
         known = [frames[plate.name] for plate in plate_frames(site) if plate.name in frames]
         for frame in known if latent else ():
-            if frame.full_size is not None and frame.size < frame.full_size:
+            if is_subsampled(frame):
                 raise ValueError(
                     f"{type(guide).__name__}: expected latents outside subsampled plates, as its "
                     "parameters are those of the elements that it saw first; got site "

@@ -15,7 +15,7 @@ from pyro_ext._scales import Scale, split_scales
 from pyro_ext._score_function import is_reparameterized, score_function
 from pyro_ext._site_log_prob import check_shape, site_log_prob
 from pyro_ext._strata import check_plates, stratified
-from pyro_ext.structure import Structure, plate_frames, sample_sites
+from pyro_ext.structure import Structure, counts_in_guide, plate_frames, sample_sites
 
 __all__ = ["Particles", "PathScale", "Term", "make_terms"]
 
@@ -199,7 +199,7 @@ def make_terms(
     homes: dict[int | None, tuple[list[Any], list[Any]]] = {}
     for side, trace in enumerate((model_trace, guide_trace)):
         for _, site in sample_sites(trace):
-            if side == 0 or not site["is_observed"] or site["infer"].get("is_auxiliary"):
+            if side == 0 or counts_in_guide(site):
                 homes.setdefault(structure.home(site), ([], []))[side].append(site)
     terms: list[Term] = []
     for home in (None, *range(len(structure.local))):

@@ -17,9 +17,11 @@ __all__ = [
     "ParticlePlate",
     "Structure",
     "analyse",
+    "counts_in_guide",
     "identity",
     "is_delta",
     "is_random",
+    "is_subsampled",
     "plate_frames",
     "sample_sites",
     "trace_params",
@@ -120,6 +122,16 @@ def plate_frames(site: Any) -> list[Any]:
         for frame in site["cond_indep_stack"]
         if frame.vectorized and not frame.name.startswith(_PREFIX)
     ]
+
+
+def is_subsampled(frame: Any) -> bool:
+    """Tell whether a plate shows a part of its elements."""
+    return frame.full_size is not None and bool(frame.size < frame.full_size)
+
+
+def counts_in_guide(site: Any) -> bool:
+    """Tell whether the density of a guide's site counts: that of a draw, or an auxiliary one."""
+    return not site["is_observed"] or bool(site["infer"].get("is_auxiliary"))
 
 
 def is_random(site: Any) -> bool:

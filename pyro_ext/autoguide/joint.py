@@ -16,6 +16,7 @@ from pyro_ext.autoguide.guide import Group, PackedGuide
 from pyro_ext.autoguide.packing import Latent, Packing
 from pyro_ext.autoguide.plates import Batch
 from pyro_ext.families import Diagonal, Family
+from pyro_ext.structure import is_subsampled
 
 __all__ = ["AutoJoint"]
 
@@ -79,7 +80,7 @@ class AutoJoint(PackedGuide, AutoContinuous):  # type: ignore[metaclass]
 
     def _latent(self, name: str, site: Any) -> Latent:
         for frame in site["cond_indep_stack"]:
-            if frame.full_size is not None and frame.size < frame.full_size:
+            if is_subsampled(frame):
                 raise ValueError(
                     f"AutoJoint: expected latents outside subsampled plates; got site '{name}' in "
                     f"plate '{frame.name}', which shows {frame.size} of {frame.full_size} "

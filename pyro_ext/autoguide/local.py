@@ -12,6 +12,7 @@ from pyro_ext.autoguide.guide import Group, PackedGuide
 from pyro_ext.autoguide.packing import Frame, Latent, Packing
 from pyro_ext.autoguide.plates import Batch, batch_of, find_batch
 from pyro_ext.families import Diagonal, Family
+from pyro_ext.structure import is_subsampled
 
 __all__ = ["LocalGuide"]
 
@@ -47,7 +48,7 @@ class LocalGuide(PackedGuide):
 
     def _latent(self, name: str, site: Any) -> Latent:
         for frame in site["cond_indep_stack"]:
-            if frame.full_size is not None and frame.size < frame.full_size:
+            if is_subsampled(frame):
                 self._subsampled[frame.name] = (frame.size, frame.full_size)
         return super()._latent(name, site)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext.autoguide.packing import Frame
 from pyro_ext.minibatch import current_minibatch
+from pyro_ext.structure import is_subsampled
 
 __all__ = ["Batch", "batch_of", "find_batch"]
 
@@ -72,7 +73,7 @@ class _FindPlate(Messenger):
 
     def _found_by_site(self, frame: Any) -> None:
         """Stop at a site in the plate, whose own site ``poutine.block`` has hidden."""
-        if frame.full_size is not None and frame.size < frame.full_size:
+        if is_subsampled(frame):
             raise ValueError(
                 f"{self.owner}: expected to see which elements plate '{self.name}' shows; got a "
                 "model whose poutine.block hides them. Write: poutine.block(model, hide=[...]) "

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_ext.losses.elbo import ELBO
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.losses.schedule import LinearSchedule, Schedule
-from pyro_ext.structure import sample_sites
+from pyro_ext.structure import counts_in_guide, sample_sites
 from pyro_ext.weights import LogWeights
 
 __all__ = ["Annealed"]
@@ -152,9 +152,7 @@ class Annealed(BoundLoss):
         self.elbo._adjust(model_trace, guide_trace)
         beta = self.beta if self._given is None else self._given
         latents = [site for _, site in sample_sites(model_trace) if not site["is_observed"]]
-        for _, site in sample_sites(guide_trace):
-            if not site["is_observed"] or site["infer"].get("is_auxiliary"):
-                latents.append(site)
+        latents += [site for _, site in sample_sites(guide_trace) if counts_in_guide(site)]
         for site in latents:
             site["scale"] = site["scale"] * beta
         return None

@@ -19,7 +19,13 @@ from pyro_ext._supports import check_supports
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.packing import Packing
 from pyro_ext.families import Family
-from pyro_ext.structure import ParticlePlate, plate_frames, sample_sites, trace_params
+from pyro_ext.structure import (
+    ParticlePlate,
+    is_subsampled,
+    plate_frames,
+    sample_sites,
+    trace_params,
+)
 from pyro_ext.training.compiled.private import flatten, unflatten
 
 __all__ = ["Density", "Unfit", "support_centre"]
@@ -311,7 +317,7 @@ def _nesting(trace: Trace) -> int:
     _check_params(trace)
     frames = [frame for _, site in sample_sites(trace) for frame in plate_frames(site)]
     for frame in frames:
-        if frame.full_size is not None and frame.size < frame.full_size:
+        if is_subsampled(frame):
             raise Unfit(
                 f"fit: expected all rows at once with optim='auto'; got plate '{frame.name}' with "
                 f"{frame.size} of {frame.full_size}. Write: pyro.plate('{frame.name}', "

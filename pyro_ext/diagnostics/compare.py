@@ -110,17 +110,19 @@ def compare(
             bounds = bounds_of(resolve("compare", run), **settings)
             tree = _draws(run, num_samples, chunk_size, seed, moments=found is not None)
             results[name] = Result(
-                bounds,
-                tree,
-                None if found is None else distance(tree, found),
-                _held_out(name, run, held_out, settings),
-                getattr(run, "seconds", None),
-                _num_params(run.guide),
-                None if found is None else measure(tree, found, seed),
-                _gaps(run, chunk_size, seed) if gaps else None,
-                sbc(run, num_simulations=num_simulations, seed=seed) if num_simulations else None,
-                _points(run, seed),
-                identity(run.model),
+                evidence=bounds,
+                tree=tree,
+                distance=None if found is None else distance(tree, found),
+                held_out=_held_out(name, run, held_out, settings),
+                seconds=getattr(run, "seconds", None),
+                num_params=_num_params(run.guide),
+                distances=None if found is None else measure(tree, found, seed),
+                gaps=_gaps(run, chunk_size, seed) if gaps else None,
+                calibration=sbc(run, num_simulations=num_simulations, seed=seed)
+                if num_simulations
+                else None,
+                points=_points(run, seed),
+                model=identity(run.model),
             )
             bar.update()
     return Comparison(results, found, None if exact_evidence is None else float(exact_evidence))

@@ -18,7 +18,7 @@ from pyro_ext.training.ranks import Ranks
 __all__ = ["Settings"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What a user asked of a fit, see ``fit``."""
 

@@ -149,14 +149,14 @@ class _Search:
         """
         shapes = [family.base if isinstance(family, Flow) else family for family in families]
         shapes = [shape for at, shape in enumerate(shapes) if shape not in shapes[:at]]
-        best, why, rung = self.climb_to(shapes[0], candidates, rung=FullCovariance() in shapes[1:])
-        shape = shapes[0]
+        shape, rung = shapes[0], FullCovariance() in shapes[1:]
+        best, why = self.climb_to(shape, candidates, rung=rung)
         for larger in shapes[1:]:
-            q, text, _ = self.climb_to(larger, candidates, best)
+            q, text = self.climb_to(larger, candidates, best)
             if self.gains(q, best):
                 shape, best, why, rung = larger, q, text, False
         if rung:
-            best, why, _ = self.climb_to(shape, candidates, best)
+            best, why = self.climb_to(shape, candidates, best)
         return shape, best, f"{shape} climbed to its top, {why}"
 
     def bend(self, normal: Affine, family: Flow) -> tuple[Bent, Judgement, str]:
@@ -177,7 +177,7 @@ class _Search:
         smaller: Affine | None = None,
         *,
         rung: bool = False,
-    ) -> tuple[Affine, str, bool]:
+    ) -> tuple[Affine, str]:
         """Climb one family, from the paths or a smaller normal."""
         if isinstance(family, LowRank):
             own = max(candidates, key=lambda c: c.elbo).q if smaller is None else smaller
@@ -186,7 +186,7 @@ class _Search:
         else:
             q, text = self.climb(family, candidates, smaller, rounds=1 if rung else _ROUNDS)
         self.note(repr(family), self.bound(q), text)
-        return q, text, rung
+        return q, text
 
     def climb(
         self, family: Family, candidates: list[Candidate], smaller: Affine | None, rounds: int

@@ -24,14 +24,9 @@ def settled(density: Density, args: tuple[Any, ...], family: Family, q: Map) -> 
         q: A normal, or a bent one if the family is a flow.
     """
     guide = density.guide(family, args)
-    shape, base = (
-        (family.base, q.base)
-        if isinstance(family, Flow) and isinstance(q, Bent)
-        else (
-            family,
-            q,
-        )
-    )
+    shape, base = family, q
+    if isinstance(family, Flow) and isinstance(q, Bent):
+        shape, base = family.base, q.base
     if not isinstance(base, Affine):
         raise TypeError(
             f"fit: expected a normal; got {type(base).__name__}. Write: "

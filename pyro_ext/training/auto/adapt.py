@@ -10,7 +10,7 @@ from pyro_ext.training.auto.affine import Affine, Map
 from pyro_ext.training.auto.correct import Part, Pool, defensive, draw_pool, flat_latents
 from pyro_ext.training.auto.density import Density
 
-__all__ = ["adapted_pool", "matched", "split"]
+__all__ = ["adapted_pool", "matched", "split", "weighted_moments"]
 
 _DEGREES = 5.0
 _SLICES, _ITERATIONS = 5, 5
@@ -36,7 +36,7 @@ def adapted_pool(
         q: The guide.
         num: Number of draws of a round.
         max_num: Largest number of draws.
-        limit: Error that is small enough, see ``Pool.worst_error``.
+        limit: Error that is small enough, see ``Pool.fault``.
         generator: Random numbers.
 
     References:
@@ -48,8 +48,7 @@ def adapted_pool(
 
     def error(found: tuple[Pool, tuple[Part, ...]]) -> float:
         pool = found[0]
-        worst = pool.worst_error(flat_latents(density, pool.z))
-        return worst if pool.usable else 1 + worst + pool.k_hat
+        return pool.fault(flat_latents(density, pool.z))
 
     own = defensive(q, density.dim)
     best = draw(own, num)
@@ -80,7 +79,7 @@ def matched(pool: Pool) -> tuple[Part, ...]:
     """
     if pool.effective < 4 * pool.z.shape[-1]:
         return ()
-    mean, covariance = _moments(pool.z, pool.weights)
+    mean, covariance = weighted_moments(pool.z, pool.weights)
     factor, failed = torch.linalg.cholesky_ex(covariance * (_DEGREES - 2) / _DEGREES)
     if int(failed):
         return ()
@@ -103,7 +102,7 @@ def split(pool: Pool) -> tuple[Part, ...]:
     z, w, dim = pool.z, pool.weights, pool.z.shape[-1]
     if pool.effective < 4 * dim * _SLICES:
         return ()
-    mean, covariance = _moments(z, w)
+    mean, covariance = weighted_moments(z, w)
     # Clamped, so that it is skew that counts and not a far draw of a symmetric coordinate.
     cubes = ((z - mean) / covariance.diagonal().sqrt()).clamp(-2, 2) ** 3
     coordinate = z[:, int((w @ cubes).abs().argmax())]
@@ -134,7 +133,7 @@ def _normals(z: Tensor, w: Tensor, shares: Tensor) -> tuple[Part, ...]:
         own = w * share
         total = own.sum()
         sizes.append(total.square() / own.square().sum())
-        found.append(_moments(z, own / total))
+        found.append(weighted_moments(z, own / total))
     widths = [torch.outer(c.diagonal(), c.diagonal()).sqrt() for _, c in found]
     pooled = torch.stack([c / width for (_, c), width in zip(found, widths, strict=True)]).mean(0)
     parts = []
@@ -147,9 +146,15 @@ def _normals(z: Tensor, w: Tensor, shares: Tensor) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _moments(
+def weighted_moments(
     z: Float[Tensor, " draws dim"], w: Float[Tensor, " draws"]
 ) -> tuple[Float[Tensor, " dim"], Float[Tensor, " dim dim"]]:
+    """Return mean and covariance of weighted draws.
+
+    Args:
+        z: The draws.
+        w: Their weights, which add up to one.
+    """
     mean = w @ z
     centred = (z - mean) * w.sqrt().unsqueeze(-1)
     return mean, centred.mT @ centred

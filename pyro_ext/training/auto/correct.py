@@ -153,6 +153,15 @@ class Pool:
         worst = float(torch.maximum(mean_error, sd_error).max())
         return worst if math.isfinite(worst) else math.inf
 
+    def fault(self, values: Float[Tensor, " draws size"]) -> float:
+        """Return a number that is smaller for better draws: their worst error, if usable at all.
+
+        Args:
+            values: Functions of the draws.
+        """
+        worst = self.worst_error(values)
+        return worst if self.usable else 1 + worst + self.k_hat
+
     def resample(self, num: int, generator: torch.Generator) -> Float[Tensor, " num dim"]:
         """Return draws without weights, by systematic resampling.
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pyro_ext.training.auto.adapt import adapted_pool
 from pyro_ext.training.auto.affine import Map
@@ -11,7 +12,7 @@ from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.drift import drift
 from pyro_ext.training.auto.verdict import LIMIT, Finding, Verdict
 
-__all__ = ["Judgement", "judge"]
+__all__ = ["Judgement", "judge", "right_as_drawn", "small_errors"]
 
 _POOL, _ENTRIES, _LEAST = 20_000, 4e6, 4000
 _CHAINS = 1500
@@ -86,11 +87,7 @@ def judge(density: Density, q: Map, generator: torch.Generator) -> Judgement:
     mean_error, sd_error = float(mean_errors.max()), float(sd_errors.max())
     checks = [
         Finding(pool.usable, f"k-hat {pool.k_hat:.2f} (limit {pool.threshold:.2f})"),
-        Finding(
-            max(mean_error, sd_error) <= limit,
-            f"standard errors of at most {mean_error:.3f} sd (means) and {sd_error:.1%} (sds) "
-            f"from {pool.effective:.0f} effective draws (limit {limit:.3f})",
-        ),
+        small_errors(pool, mean_error, sd_error, limit),
     ]
     note = f"k-hat {pool.k_hat:.2f}"
     if all(check.passed for check in checks):
@@ -106,10 +103,38 @@ def judge(density: Density, q: Map, generator: torch.Generator) -> Judgement:
         note += f", {moved.acceptance:.0%} of moves accepted"
     options = {"generator": generator, "dtype": density.dtype}
     z, _ = q.forward(torch.randn((num, density.dim), **options))
-    values = flat_latents(density, z)
+    raw = right_as_drawn(flat_latents(density, z), mean, sd, "means")
+    return Judgement(pool, tuple(checks), raw, mean_error, sd_error, note)
+
+
+def small_errors(pool: Pool, mean_error: float, sd_error: float, limit: float) -> Finding:
+    """Return whether the errors of weighted draws are small enough.
+
+    Args:
+        pool: The draws.
+        mean_error: Largest standard error of a mean, in standard deviations.
+        sd_error: Largest relative standard error of a standard deviation.
+        limit: The largest that is small enough.
+    """
+    return Finding(
+        max(mean_error, sd_error) <= limit,
+        f"standard errors of at most {mean_error:.3f} sd (means) and {sd_error:.1%} (sds) "
+        f"from {pool.effective:.0f} effective draws (limit {limit:.3f})",
+    )
+
+
+def right_as_drawn(values: Tensor, mean: Tensor, sd: Tensor, means: str) -> Finding:
+    """Return whether a guide's own draws have the moments of the weighted ones.
+
+    Args:
+        values: Functions of the guide's draws, shape ``(draws, size)``.
+        mean: Their means by weighted draws.
+        sd: Their standard deviations by these.
+        means: What the means are of, in words.
+    """
     off = float(((values.mean(0) - mean) / sd).abs().max())
     ratio = values.std(0) / sd
     low, high = float(ratio.min()), float(ratio.max())
     right = off <= LIMIT and 1 - LIMIT <= low and high <= 1 + LIMIT
-    text = f"uncorrected means are within {off:.2f} sd, sd ratios in {low:.2f} to {high:.2f}"
-    return Judgement(pool, tuple(checks), Finding(right, text), mean_error, sd_error, note)
+    text = f"uncorrected {means} are within {off:.2f} sd, sd ratios in {low:.2f} to {high:.2f}"
+    return Finding(right, text)

@@ -19,6 +19,7 @@ from pyro_ext.families import FullCovariance
 from pyro_ext.losses import ELBO
 from pyro_ext.structure import plate_frames, sample_sites
 from pyro_ext.training.auto.density import support_centre
+from pyro_ext.training.auto.judge import right_as_drawn, small_errors
 from pyro_ext.training.auto.nested import NestedPool, nested_pool
 from pyro_ext.training.auto.run import LocalRun
 from pyro_ext.training.auto.verdict import LIMIT, Attempt, Finding, Verdict
@@ -186,20 +187,9 @@ def _judge(
         Finding(
             pool.usable, f"k-hat {pool.k_hat:.2f} of the globals (limit {pool.threshold:.2f})"
         ),
-        Finding(
-            max(mean_error, sd_error) <= LIMIT / 2,
-            f"standard errors of at most {mean_error:.3f} sd (means) and {sd_error:.1%} (sds) "
-            f"from {pool.effective:.0f} effective draws (limit {LIMIT / 2:.3f})",
-        ),
+        small_errors(pool, mean_error, sd_error, LIMIT / 2),
     ]
-    off = float(((nested.own.mean(0) - mean) / sd).abs().max())
-    ratio = nested.own.std(0) / sd
-    low, high = float(ratio.min()), float(ratio.max())
-    raw = Finding(
-        off <= LIMIT and 1 - LIMIT <= low and high <= 1 + LIMIT,
-        f"uncorrected means of globals are within {off:.2f} sd, sd ratios in {low:.2f} to "
-        f"{high:.2f}",
-    )
+    raw = right_as_drawn(nested.own, mean, sd, "means of globals")
     return nested, Verdict(tuple(checks), raw, pool.k_hat, mean_error, sd_error)
 
 

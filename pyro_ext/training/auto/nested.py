@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.families import FullCovariance
+from pyro_ext.training.auto.adapt import weighted_moments
 from pyro_ext.training.auto.affine import Affine
 from pyro_ext.training.auto.correct import Part, Pool, weighted
 from pyro_ext.weights import LogWeights, log_weights
@@ -169,7 +170,7 @@ def nested_pool(
         num: Number of draws of the globals.
         inner: Number K of draws of the locals for each.
         num_data: Number of rows.
-        limit: Error that is small enough, see ``Pool.worst_error``.
+        limit: Error that is small enough, see ``Pool.fault``.
 
     References:
         The Pseudo-Marginal Approach for Efficient Monte Carlo Computations
@@ -183,27 +184,21 @@ def nested_pool(
         best = NestedPool(weighted(own, log_w), latents, own)
         normals: tuple[Affine, ...] = ()
         for _ in range(_ROUNDS if nested.structured else 0):
-            if _error(best.pool) <= limit:
+            if best.pool.fault(best.pool.z) <= limit:
                 break
             fitted = _fitted(nested.globals(best.latents), best.pool)
             tried = nested.mixture(fitted, num, own)
-            if _error(tried.pool) < _error(best.pool):
+            if tried.pool.fault(tried.pool.z) < best.pool.fault(best.pool.z):
                 best, normals = tried, fitted
         return nested.mixture(normals, 2 * num, own) if normals else best
-
-
-def _error(pool: Pool) -> float:
-    worst = pool.worst_error(pool.z)
-    return worst if pool.usable else 1 + worst + pool.k_hat
 
 
 def _fitted(z: Tensor, pool: Pool) -> tuple[Affine, ...]:
     """Return normals of the weighted draws' mean, with their covariance and with twice it."""
     dim = z.shape[-1]
     w = pool.weights if pool.effective >= 4 * dim else torch.full_like(pool.weights, 1 / len(z))
-    mean = w @ z
-    centred = (z - mean) * w.sqrt().unsqueeze(-1)
-    factor = torch.linalg.cholesky(centred.mT @ centred)
+    mean, covariance = weighted_moments(z, w)
+    factor = torch.linalg.cholesky(covariance)
     return tuple(Affine(mean, width**0.5 * factor) for width in (1, 2))
 
 

@@ -1,7 +1,5 @@
 """What families with networks share: the context in π, and networks that start at zero."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -33,10 +31,9 @@ def join_context(rows: Tensor, context: Tensor) -> Tensor:
     return torch.cat([rows.expand(*lead, -1), context.expand(*lead, -1)], dim=-1)
 
 
-def zero_last(layers: Any) -> None:
+def zero_last(layers: nn.Sequential) -> None:
     """Let a network of layers return zero, and learn nevertheless."""
-    last: nn.Module = layers[-1]
-    for param in last.parameters():
+    for param in layers[-1].parameters():
         nn.init.zeros_(param)
 
 
@@ -53,7 +50,7 @@ class _Averaged(nn.Module):
         return active / active.shape[-1]
 
 
-def average_last(layers: Any) -> None:
+def average_last(layers: nn.Sequential) -> None:
     """Let the last of some layers average its inputs where it summed them.
 
     Adam moves each weight by about the learning rate, so that a sum of n units moves n times as

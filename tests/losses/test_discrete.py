@@ -198,7 +198,7 @@ def test_without_its_baseline_vimco_is_unbiased_and_noisier(
     case, loss = Coin(), px.IWAE(5, estimator="vimco")
     with_baseline = draws_of(loss, case, MANY, rows=ROWS)[:, 2:]
 
-    def signal(log_w: Tensor, bound: Any, outer_dim: int | None) -> Tensor:
+    def signal(log_w: Tensor, bound: Any, *, several_outer: bool) -> Tensor:
         return bound(log_w).expand(log_w.shape)
 
     monkeypatch.setattr("pyro_ext.losses.score._signal", signal)
@@ -213,7 +213,7 @@ def test_a_baseline_that_sees_its_own_draw_fails(monkeypatch: pytest.MonkeyPatch
     """The mean of all weights instead of the others': shrinks the gradient."""
     case, loss = Coin(), px.IWAE(2, estimator="vimco")
 
-    def signal(log_w: Tensor, bound: Any, outer_dim: int | None) -> Tensor:
+    def signal(log_w: Tensor, bound: Any, *, several_outer: bool) -> Tensor:
         return bound(log_w) - torch.stack([bound(log_w[k : k + 1]) for k in range(2)]).mean(0)
 
     monkeypatch.setattr("pyro_ext.losses.score._signal", signal)

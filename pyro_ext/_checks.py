@@ -35,7 +35,7 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
 
     Raises:
         ValueError: If a latent is missing on one side or observed by the model, or a plate has two
-            sizes.
+            sizes, or a latent two shapes.
     """
     guide_sites = dict(sample_sites(guide_trace))
     model_sites = dict(sample_sites(model_trace))
@@ -50,6 +50,7 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
                 "guide, or obs= with the data in the model."
             )
         _check_sizes(name, site, other)
+        _check_values(name, site, other)
     for name, site in guide_sites.items():
         if site["infer"].get("is_auxiliary"):
             continue
@@ -106,6 +107,7 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
         if name in guide_sites and not site["is_observed"]:
             try:
                 _check_sizes(name, site, guide_sites[name])
+                _check_values(name, site, guide_sites[name])
             except ValueError as plain:
                 raise plain from error
     shapes = isinstance(error, (RuntimeError, ValueError, IndexError))
@@ -143,6 +145,28 @@ def _check_sizes(name: str, model_site: Any, guide_site: Any) -> None:
                 f"site '{name}': expected plate '{frame.name}' to have {full_size} elements, as "
                 f"in the model; got a guide that was built for {size}. Write: "
                 "px.AutoAmortized(model, encoder), which follows the size, or build a new guide."
+            )
+
+
+def _check_values(name: str, model_site: Any, guide_site: Any) -> None:
+    """Raise if the guide draws fewer or other values than the model has: they would broadcast."""
+    expected, drawn = tuple(model_site["fn"].event_shape), tuple(guide_site["fn"].event_shape)
+    if drawn != expected:
+        raise ValueError(
+            f"site '{name}': expected the guide to draw values of event shape {expected}, as the "
+            f"model does; got {drawn}. Write: pyro.sample('{name}', ...) in the guide with a "
+            "distribution of that event shape, by .to_event(...); for an automatic guide a new "
+            "one, as the model had another shape when it was set up."
+        )
+    batch = guide_site["fn"].batch_shape
+    for frame in plate_frames(model_site):
+        size = batch[frame.dim] if len(batch) >= -frame.dim else 1
+        if size != frame.size:
+            raise ValueError(
+                f"site '{name}': expected the guide to draw a value for each of the {frame.size} "
+                f"elements of plate '{frame.name}', as the model does; got {size} in dim "
+                f"{frame.dim}. Write: with pyro.plate('{frame.name}', ...) around "
+                f"pyro.sample('{name}', ...) in the guide, too."
             )
 
 

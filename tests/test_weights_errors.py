@@ -1,6 +1,8 @@
 """What log weights cannot be made of: bad arguments, sites, plates and data."""
 
+import re
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -79,6 +81,51 @@ def test_plate_sizes_differ_in_a_model_that_takes_rows() -> None:
 
     with pytest.raises(ValueError, match=r"to have 6 elements, as in the model.*built for 4"):
         px.log_weights(model, guide, X)
+
+
+@pytest.mark.parametrize("particles", [1, 5])
+@pytest.mark.parametrize("make", [dist.Normal, lambda loc, _: dist.Delta(loc)])
+def test_guide_without_the_models_plate(make: Callable[..., Any], particles: int) -> None:
+    """One value for all elements would count once in the guide, and six times in the model."""
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", make(pyro.param("loc", torch.tensor(0.1)), 1.0))
+
+    message = r"site 'z': .*the 6 elements of plate 'data'.*; got 1 in dim -1\. Write: with"
+    with pytest.raises(ValueError, match=message):
+        px.log_weights(local_model, guide, X, num_particles=particles)
+
+
+@pytest.mark.parametrize("particles", [1, 5])
+@pytest.mark.parametrize(("drawn", "event"), [((1,), 1), ((), 0), ((NUM,), 0)])
+def test_guide_of_another_event_shape(drawn: Any, event: int, particles: int) -> None:
+    """It would broadcast: the model counts the density of each entry, the guide of one."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(NUM), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(w.sum(-1, keepdim=True), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("w", dist.Normal(torch.zeros(drawn), 1.0).to_event(event))
+
+    got = re.escape(str(drawn if event else ()))
+    message = rf"site 'w': .*values of event shape \(6,\), as the model does; got {got}\. Write"
+    with pytest.raises(ValueError, match=message):
+        px.log_weights(model, guide, X, num_particles=particles)
+
+
+@pytest.mark.parametrize("sizes", [(1, NUM), (NUM, 1), (NUM, 4)])
+def test_an_automatic_guide_of_an_event_that_has_changed(sizes: tuple[int, int]) -> None:
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(w, 1.0).to_event(1), obs=x)
+
+    guide, (before, now) = px.AutoJoint(model), sizes
+    px.log_weights(model, guide, X[:before])
+    message = rf"event shape \({now},\), as the model does; got \({before},\)\. Write: .*a new one"
+    with pytest.raises(ValueError, match=message):
+        px.log_weights(model, guide, X[:now])
 
 
 @pytest.mark.parametrize("particles", [1, 5, NUM])

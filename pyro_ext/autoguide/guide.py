@@ -21,7 +21,7 @@ from pyro_ext.autoguide.fixed import fixed_values
 from pyro_ext.autoguide.group import Group, Image, draw_apart
 from pyro_ext.autoguide.packing import Latent
 from pyro_ext.autoguide.plates import Batch
-from pyro_ext.autoguide.prototype import latent_of, prototype_of
+from pyro_ext.autoguide.prototype import check_start, latent_of, prototype_of
 from pyro_ext.autoguide.summaries import SummarizedGuide
 
 __all__ = ["Group", "PackedGuide"]
@@ -83,7 +83,9 @@ class PackedGuide(Cited, SummarizedGuide):
         self._prototype_frames = {
             frame.name: frame for site in sites.values() for frame in site["cond_indep_stack"]
         }
-        values = {name: site["value"].detach() for name, site in sites.items()}
+        values = {name: _start(site) for name, site in sites.items()}
+        for latent in latents:
+            check_start(latent, values[latent.name], owner=owner)
         self._prototype_values = values
         self.groups = groups
         with poutine.block():
@@ -208,3 +210,12 @@ class PackedGuide(Cited, SummarizedGuide):
                     if frame.name not in made:
                         made[frame.name] = pyro.plate(frame.name, frame.size, dim=frame.dim)
         return made
+
+
+def _start(site: Any) -> Tensor:
+    """Return where a latent starts, a real number for each element."""
+    value: Tensor = site["value"].detach()
+    if not value.is_floating_point():  # such as torch.tensor(1)
+        value = value.to(torch.get_default_dtype())
+    # A reparameterizer inside a plate asks for a start before the plate is known.
+    return value.expand(site["fn"].batch_shape + site["fn"].event_shape)

@@ -14,8 +14,9 @@ from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint
 
 from pyro_ext.autoguide.packing import Frame, Latent
+from pyro_ext.structure import is_delta
 
-__all__ = ["latent_of", "prototype_of"]
+__all__ = ["check_start", "latent_of", "prototype_of"]
 
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
@@ -38,7 +39,8 @@ def prototype_of(
         owner: Class name of the guide, for messages.
 
     Raises:
-        ValueError: If a site has neither draws nor a support to start from.
+        ValueError: If a site has neither draws nor a support to start from, or its initializer
+            gives another shape.
     """
     start = InitMessenger(_Start(init_loc_fn, owner))
     latents = poutine.block(start(model), prototype_hide_fn)
@@ -55,9 +57,26 @@ class _Start:
 
     def __call__(self, site: Any) -> Tensor:
         try:
-            return self.init_loc_fn(site)
+            value = self.init_loc_fn(site)
         except NotImplementedError:
             return self._feasible(site)
+        return self._shaped(site, value)
+
+    def _shaped(self, site: Any, value: Any) -> Tensor:
+        """Give each element of the site's plates the value, where one is for all."""
+        shape = tuple(site["fn"].batch_shape + site["fn"].event_shape)
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        if isinstance(value, Tensor):
+            try:
+                # The tensor itself where it has the shape: Pyro leaves a note on it.
+                return value if got == shape else value.expand(shape)
+            except RuntimeError:
+                pass
+        raise ValueError(
+            f"{self.owner}: expected init_loc_fn to give site '{site['name']}' a tensor of shape "
+            f"{shape}; got {got}. Write: init_to_value(values={{'{site['name']}': value}}) with a "
+            "tensor of that shape, or of one that broadcasts to it."
+        )
 
     def _feasible(self, site: Any) -> Tensor:
         """Map zero to the support, for a flat prior such as ``ImproperUniform``."""
@@ -102,10 +121,15 @@ def latent_of(name: str, site: Any, *, owner: str) -> Latent:
         owner: Class name of the guide, for messages.
 
     Raises:
-        ValueError: If the site is discrete, is in a sequential plate, or has a batch dim that is
-            in no plate.
+        ValueError: If the site is discrete, has all its mass at one value, is in a sequential
+            plate, or has a batch dim that is in no plate.
     """
     fn = site["fn"]
+    if is_delta(site):
+        raise ValueError(
+            f"{owner}: expected latents with a density; got site '{name}', a Delta, which has all "
+            f"its mass at one value. Write: pyro.deterministic('{name}', value)."
+        )
     base = fn.base_dist if isinstance(fn, dist.Independent) else fn
     if isinstance(base, _CIRCULAR):
         raise ValueError(
@@ -133,3 +157,26 @@ def latent_of(name: str, site: Any, *, owner: str) -> Latent:
             f"batch shape {shape}. Write: dist.Normal(...).to_event(1), or open a plate."
         )
     return Latent(name, fn.support, Size(fn.event_shape), ordered)
+
+
+def check_start(latent: Latent, value: Tensor, *, owner: str) -> None:
+    """Raise if a latent starts where its bijection does not reach.
+
+    Args:
+        latent: The latent.
+        value: Where it starts.
+        owner: Class name of the guide, for messages.
+
+    Raises:
+        ValueError: If it does; the message names the site.
+    """
+    z = latent.transform.inv(value)
+    # Bijections clamp: a value outside comes back as another one.
+    if z.isfinite().all() and torch.allclose(latent.transform(z), value, rtol=1e-3, atol=1e-3):
+        return
+    raise ValueError(
+        f"{owner}: expected init_loc_fn to start site '{latent.name}' inside its support, "
+        f"{latent.support}; got values from {value.min():.4g} to {value.max():.4g}. Write: "
+        f"init_to_value(values={{'{latent.name}': value}}) with finite values inside, or "
+        "init_loc_fn=init_to_median."
+    )

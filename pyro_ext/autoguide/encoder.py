@@ -1,6 +1,6 @@
 """π(x) of the guides with an encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyro
@@ -65,9 +65,10 @@ class EncoderGuide(LocalGuide):
         with torch.enable_grad():
             features = self._features(batch, *self._setup_args)
             self._check_trained(features)
+        dtype = torch.promote_types(initial.dtype, features.dtype)
         with torch.device("cpu"):  # a seed then means the same on each device
             head = nn.Linear(features.shape[-1], group.num_params)
-        head = head.to(dtype=features.dtype, device=features.device)
+        head = head.to(dtype=dtype, device=features.device)
         with torch.no_grad():
             head.weight.mul_(_HEAD_SCALE)
             head.bias.copy_(initial.mean(0))
@@ -75,11 +76,12 @@ class EncoderGuide(LocalGuide):
         if self.condition_on_globals:
             with torch.device("cpu"):
                 response = NetworkResponse(features.shape[-1], self._num_globals, group.num_params)
-            self.response = response.to(dtype=features.dtype, device=features.device)
+            self.response = response.to(dtype=dtype, device=features.device)
 
     def _encoded(self, batch: Batch | None, args: Any, kwargs: Any) -> Tensor:
         """Return π(x) of each row, followed by its features if the globals condition it."""
-        features = self._features(batch, args, kwargs)
+        # An encoder in single precision does not make the density so.
+        features = self._features(batch, args, kwargs).to(self.head.weight.dtype)
         params: Tensor = self.head(features)
         return torch.cat([params, features], dim=-1) if self.condition_on_globals else params
 
@@ -129,7 +131,7 @@ class EncoderGuide(LocalGuide):
         full, rows = batch.full_size, batch.rows
         holds_all = batch.full_data
         if holds_all is None and batch.size < full:
-            holds_all = any(has_rows(a, full) for a in (*args, *kwargs.values()))
+            holds_all = any(has_rows(value, full) for value in _leaves((args, kwargs)))
             self._args_hold_all = holds_all
         elif holds_all is None:
             holds_all = self._args_hold_all
@@ -144,5 +146,25 @@ class EncoderGuide(LocalGuide):
                 f"own order cannot be told. Write: subsample=torch.arange({full}) in a call "
                 "before this one, or a smaller batch."
             )
-        cut = rows_of(tuple(kwargs.values()), rows, full)
-        return rows_of(args, rows, full), dict(zip(kwargs, cut, strict=True))
+        found: tuple[Any, dict[str, Any]] = _cut((args, kwargs), rows, full)
+        return found
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield what dicts, lists and tuples hold."""
+    if isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(inner)
+    else:
+        yield value
+
+
+def _cut(value: Any, rows: Tensor, size: int) -> Any:
+    """Return ``value`` with the tensors of ``size`` rows that it holds cut to the given ones."""
+    if isinstance(value, dict):
+        return {key: _cut(inner, rows, size) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        inner = [_cut(part, rows, size) for part in value]
+        named = hasattr(value, "_fields")
+        return type(value)(*inner) if named else type(value)(inner)
+    return rows_of((value,), rows, size)[0]

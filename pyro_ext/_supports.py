@@ -12,7 +12,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_ext.structure import sample_sites
 
-__all__ = ["check_supports"]
+__all__ = ["bounds", "check_supports"]
 
 
 def check_supports(guide: Callable[..., Any], model_trace: Trace) -> None:
@@ -39,7 +39,7 @@ def _check_part(guide: AutoGuide, prototype: dict[str, Any], model_trace: Trace)
         known = prototype.get(name, {}).get("fn")
         if known is None:
             continue
-        before, now = list(_bounds(known.support)), list(_bounds(site["fn"].support))
+        before, now = list(bounds(known.support)), list(bounds(site["fn"].support))
         if len(before) != len(now) or not all(map(_same, before, now)):
             raise ValueError(
                 f"{type(guide).__name__}: expected site '{name}' to keep the support that it had "
@@ -50,14 +50,18 @@ def _check_part(guide: AutoGuide, prototype: dict[str, Any], model_trace: Trace)
             )
 
 
-def _bounds(value: Any) -> Iterator[Tensor | float]:
-    """Yield the numbers that a support is made of."""
+def bounds(value: Any) -> Iterator[Tensor | float]:
+    """Yield the numbers that a support is made of.
+
+    Args:
+        value: A support, or a part of one.
+    """
     if isinstance(value, Constraint):
         for inner in vars(value).values():
-            yield from _bounds(inner)
+            yield from bounds(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _bounds(inner)
+            yield from bounds(inner)
     elif isinstance(value, Tensor | float | int):
         yield value
 

@@ -10,9 +10,10 @@ from pyro.infer.autoguide.guides import prototype_hide_fn
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine import Trace
 from torch import Size, Tensor
-from torch.distributions import Transform, biject_to
+from torch.distributions import Transform
 from torch.distributions.constraints import Constraint
 
+from pyro_ext._bijections import bijection_to, support_of_components
 from pyro_ext.autoguide.packing import Frame, Latent
 from pyro_ext.structure import is_delta
 
@@ -96,7 +97,7 @@ class _Start:
 
 def _bijection(name: str, support: Constraint, *, owner: str) -> Transform:
     try:
-        return biject_to(support)
+        return bijection_to(support)
     except NotImplementedError as error:
         if support.is_discrete:
             raise ValueError(
@@ -156,7 +157,8 @@ def latent_of(name: str, site: Any, *, owner: str) -> Latent:
             f"its plates {[(frame.name, frame.dim, frame.size) for frame in ordered]}; got "
             f"batch shape {shape}. Write: dist.Normal(...).to_event(1), or open a plate."
         )
-    return Latent(name, fn.support, Size(fn.event_shape), ordered)
+    support = support_of_components(fn.support)
+    return Latent(name, support, Size(fn.event_shape), ordered)
 
 
 def check_start(latent: Latent, value: Tensor, *, owner: str) -> None:

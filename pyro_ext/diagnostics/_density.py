@@ -9,8 +9,8 @@ from pyro import poutine
 from pyro.distributions.util import sum_rightmost
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
 
+from pyro_ext._bijections import bijection_to
 from pyro_ext._checks import Pair
 from pyro_ext._discover import discover
 from pyro_ext._run import Mode, Traces, run_pair
@@ -75,7 +75,7 @@ class Density:
         point = {}
         for name, site in sample_sites(traces.guide):
             if is_random(site):
-                point[name] = biject_to(site["fn"].support).inv(site["value"]).detach()
+                point[name] = bijection_to(site["fn"].support).inv(site["value"]).detach()
         model: dict[str, Any] = dict(sample_sites(traces.model))
         return point, {n: s["value"] for n, s in model.items() if not s["is_observed"]}
 
@@ -91,7 +91,7 @@ class Density:
         point = {}
         for name, site in sample_sites(trace):
             if name in values:
-                point[name] = biject_to(site["fn"].support).inv(site["value"])
+                point[name] = bijection_to(site["fn"].support).inv(site["value"])
                 missing = self.structure.nesting + 1 - len(site["fn"].batch_shape)
                 point[name] = point[name].reshape((1,) * missing + point[name].shape)
         return point
@@ -160,7 +160,7 @@ class _At(Messenger):
         if msg["name"] not in self.point or msg["is_observed"]:
             return
         point = self.point[msg["name"]]
-        transform = biject_to(msg["fn"].support)
+        transform = bijection_to(msg["fn"].support)
         msg["value"] = transform(point)
         log_det = transform.log_abs_det_jacobian(point, msg["value"])
         batch_dim = msg["value"].dim() - msg["fn"].event_dim

@@ -9,8 +9,8 @@ from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to
 
+from pyro_ext._bijections import bijection_to
 from pyro_ext._checks import Pair, check_pair
 from pyro_ext._discover import discover, suggested
 from pyro_ext._run import particle_plates, prior_of, replayed_model
@@ -139,7 +139,7 @@ class Elements:
                     f"Adversarial: expected latents without a mask; got one on site '{name}'. "
                     "Write: poutine.mask around the observed sites only."
                 )
-            transform = biject_to(fn.support)
+            transform = bijection_to(fn.support)
             unconstrained = transform.inv(value)
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
             log_prior.append(total + self._total(site["scale"] * log_det, value, num))

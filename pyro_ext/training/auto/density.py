@@ -12,8 +12,8 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import biject_to
 
+from pyro_ext._bijections import bijection_to
 from pyro_ext._site_log_prob import unmask
 from pyro_ext._supports import check_supports
 from pyro_ext.autoguide import AutoJoint
@@ -50,7 +50,7 @@ class Unfit(ValueError):
 def support_centre(site: Any) -> Tensor:
     """Return the image of 0 under the bijection to a site's support, prior or no prior."""
     fn = site["fn"]
-    transform = biject_to(fn.support)
+    transform = bijection_to(fn.support)
     shape = transform.inverse_shape(fn.batch_shape + fn.event_shape)
     value: Tensor = transform(torch.zeros(shape))
     return value.expand(fn.batch_shape + fn.event_shape)

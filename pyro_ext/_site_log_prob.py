@@ -9,6 +9,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ext._precision import full_precision, is_half, widened
+from pyro_ext._unchecked import without_checks
 from pyro_ext.structure import plate_frames, sample_sites
 
 __all__ = ["check_shape", "is_masked", "score", "set_log_prob", "site_log_prob", "unmask"]
@@ -34,7 +35,8 @@ def site_log_prob(site: Any) -> Tensor:
         )
     try:
         with full_precision():
-            log_prob = widened(site["fn"].log_prob(value, *site["args"], **site["kwargs"]))
+            fn = without_checks(site["fn"])
+            log_prob = widened(fn.log_prob(value, *site["args"], **site["kwargs"]))
     except ValueError as error:
         raise ValueError(f"site '{name}': {error}") from error
     masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])

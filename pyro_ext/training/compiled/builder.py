@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_ext._precision import active_autocast
+from pyro_ext._unchecked import unchecked
 from pyro_ext.losses import Annealed
 from pyro_ext.training.compiled.annealing import Weight
 from pyro_ext.training.compiled.denormals import Flushed
@@ -158,7 +159,8 @@ def _build(
         context: AbstractContextManager[Any] = nullcontext()
         if within is not None:
             context, args = within(args)
-        with pyro.validation_enabled(is_validate=False), torch.enable_grad(), context:
+        validation_off = pyro.validation_enabled(is_validate=False)
+        with validation_off, unchecked(), torch.enable_grad(), context:
             return differentiable(model, guide, *args, **kwargs)
 
     # In this call alone one tensor may be two arguments, or one and a variable of the model.

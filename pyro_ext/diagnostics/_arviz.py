@@ -23,6 +23,8 @@ def build_tree(
 ) -> DataTree:
     """Return a tree of groups.
 
+    A ``/`` in a name, which a tree has for its groups, becomes ``::``.
+
     Args:
         groups: Group → variable → array, ``(chain, draw, *site)``, or ``(*site)`` of data groups.
         dims: Variable → names of its dims after chain and draw.
@@ -31,13 +33,22 @@ def build_tree(
     """
     from arviz_base import from_dict
 
-    filled = {name: dict(variables) for name, variables in groups.items() if variables}
+    filled = {
+        group: {_name(name): values for name, values in variables.items()}
+        for group, variables in groups.items()
+        if variables
+    }
     return from_dict(
         filled,
-        dims={name: list(names) for name, names in dims.items()},
-        coords=dict(coords),
+        dims={_name(name): [_name(dim) for dim in names] for name, names in dims.items()},
+        coords={_name(dim): values for dim, values in coords.items()},
         attrs={"/": {key: _storable(v) for key, v in attrs.items() if v is not None}},
     )
+
+
+def _name(site: str) -> str:
+    """Return what a site is called in a tree; ``pyro.contrib.autoname.scope`` writes a /."""
+    return site.replace("/", "::")
 
 
 def _storable(value: Any) -> Any:

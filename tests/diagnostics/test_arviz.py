@@ -1,8 +1,11 @@
 """ArviZ's own functions on what this package hands over, each once."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from diagnostics.models import MODELS
+from pyro.contrib.autoname import scope
 
 import pyro_ext as px
 
@@ -115,3 +118,30 @@ def test_k_hat_per_datapoint_has_no_datapoints_here(runs):
     with pytest.raises(ValueError, match=r"px.k_hat_joint"):
         px.k_hat_per_datapoint(runs["mean field"])
     assert torch.isfinite(px.k_hat_joint(runs["mean field"], num_samples=100).values)
+
+
+def test_names_of_scopes(tmp_path):
+    """A tree has a / between its groups, and a scope of Pyro's one in the names of its sites."""
+
+    def model(x):
+        with scope(prefix="top"):
+            mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.deterministic("size", mu.exp())
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(mu.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        """The exact posterior, of one direction known and one not."""
+        with scope(prefix="top"):
+            precision = torch.eye(2) + len(x) * torch.ones(2, 2)
+            loc = torch.linalg.solve(precision, x.sum() * torch.ones(2))
+            pyro.sample("mu", dist.MultivariateNormal(loc, precision_matrix=precision))
+
+    x = torch.linspace(-1.0, 2.0, 5)
+    tree = px.to_datatree(model, guide, x, num_samples=20, seed=0)
+    assert set(tree["posterior"].data_vars) == {"top::mu", "top::size"}
+    assert tree["posterior"]["top::mu"].dims == ("chain", "draw", "top::mu_dim_0")
+    assert set(tree["observed_data"].data_vars) == {"top::x"}
+    tree.to_netcdf(tmp_path / "tree.nc")
+    assert px.distances(tree, tree).marginals.worst_mean_error == 0
+    assert px.loo(model, guide, x, num_samples=200, seed=0).n_data_points == 5

@@ -78,3 +78,15 @@ def test_guides_with_parameters_for_each_element_do_not_raise(name: str) -> None
 @pytest.mark.parametrize("name", FLAT)
 def test_flat_guides_of_globals_do_not_raise(name: str) -> None:
     assert px.ELBO().loss(observed_only, FLAT[name](observed_only), X) > 0
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_a_plate_that_the_guide_has_not_seen_is_no_key_error(name: str) -> None:
+    def model(x: Tensor, plate: str) -> None:
+        with pyro.plate(plate, len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = FLAT[name](model)
+    guide(X, "rows")
+    assert px.ELBO().loss(model, guide, X, "others") > 0

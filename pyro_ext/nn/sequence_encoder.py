@@ -18,7 +18,8 @@ class SequenceEncoder(nn.Module):
         out_features: Size of the result, an even number.
 
     Raises:
-        ValueError: If ``out_features`` is odd, or a length is not in 1 to the padded one.
+        ValueError: If ``out_features`` is odd, if there is not one length for each sequence, or a
+            length is not in 1 to the padded one.
 
     References:
         Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
@@ -53,6 +54,12 @@ class SequenceEncoder(nn.Module):
         """
         if lengths is None:
             lengths = torch.full((len(x),), x.shape[1], device=x.device)
+        if not isinstance(lengths, Tensor) or lengths.shape != x.shape[:1]:
+            got = tuple(lengths.shape) if isinstance(lengths, Tensor) else type(lengths).__name__
+            raise ValueError(
+                f"SequenceEncoder: expected a tensor of {len(x)} lengths, one for each sequence; "
+                f"got {got}. Write: torch.tensor([...]) with {len(x)} whole numbers."
+            )
         if bool((lengths < 1).any()) or bool((lengths > x.shape[1]).any()):
             raise ValueError(
                 f"SequenceEncoder: expected lengths from 1 to {x.shape[1]}; got "

@@ -26,7 +26,7 @@ class SetEncoder(nn.Module):
         activation: Makes the activation that follows each hidden layer.
 
     Raises:
-        ValueError: If members and mask do not fit.
+        ValueError: If members and mask do not fit, or the mask is none of booleans.
 
     References:
         Deep Sets (Zaheer et al., 2017) | https://arxiv.org/abs/1703.06114
@@ -61,6 +61,12 @@ class SetEncoder(nn.Module):
             members: Shape ``(*batch, members, in_features)``.
             mask: Which members there are, shape ``(*batch, members)``.
         """
+        if mask.dtype != torch.bool or mask.shape != members.shape[:-1]:
+            raise ValueError(
+                f"SetEncoder: expected a mask of booleans of shape {tuple(members.shape[:-1])}, "
+                f"one for each member; got {mask.dtype} of shape {tuple(mask.shape)}. Write: "
+                "encoder(members, mask.bool()) with mask.shape == members.shape[:-1]."
+            )
         count = mask.sum(-1, keepdim=True).to(members.dtype)
         # Not a product: padding may be anything, NaN too, and its gradient must be zero.
         known = torch.where(mask.unsqueeze(-1), members, 0.0)

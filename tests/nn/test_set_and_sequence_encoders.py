@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -65,3 +66,27 @@ def test_errors() -> None:
         SequenceEncoder(2, out_features=5)
     with pytest.raises(ValueError, match=r"lengths from 1 to 3; got 0 to 4"):
         SequenceEncoder(2)(torch.zeros(2, 3, 2), torch.tensor([0, 4]))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [torch.ones(2, 3, dtype=torch.bool), torch.ones(4, dtype=torch.bool), torch.ones(2, 4)],
+    ids=["too few", "one for all", "numbers"],
+)
+def test_a_mask_that_does_not_fit_raises(mask: torch.Tensor) -> None:
+    message = (
+        r"SetEncoder: .*mask of booleans of shape \(2, 4\).*; got torch\.\w+ of shape .*Write"
+    )
+    with pytest.raises(ValueError, match=message):
+        SetEncoder(2)(torch.zeros(2, 4, 2), mask)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "got"),
+    [([3, 1], "list"), (torch.tensor([3, 1, 1]), r"\(3,\)"), (torch.tensor(3), r"\(\)")],
+)
+def test_lengths_that_do_not_fit_raise(lengths: Any, got: str) -> None:
+    with pytest.raises(
+        ValueError, match=rf"tensor of 2 lengths, one for each.*; got {got}\. Write"
+    ):
+        SequenceEncoder(2)(torch.zeros(2, 3, 2), lengths)

@@ -118,8 +118,8 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
             explain_layer(error)
             or f"The model ran with {particles} particles in a batch dim left of its plates. "
             "With num_particles=1 it runs, so a line of it counts dims from the left or drops "
-            "one: write x.flatten(-2) for x.view(n, -1), dim=-1 for dim=1, "
-            "z.sum(-1, keepdim=True) for a sum over a plate."
+            "one: write x.flatten(-2) for x.view(n, -1), u[..., index] for u[index], dim=-1 for "
+            "dim=1, z.sum(-1, keepdim=True) for a sum over a plate."
         )
 
 

@@ -222,7 +222,8 @@ def _check_gradients(model_trace: Trace, leaves: dict[str, tuple[Tensor, int]], 
                 raise ValueError(
                     f"site '{name}': expected the density of a particle to depend on its own "
                     f"latents; got one that changes with '{latent}' of another particle. Write: "
-                    "x.flatten(-2) for x.view(n, -1) and dim=-1 for dim=1, as particles are a "
+                    "x.flatten(-2) for x.view(n, -1), u[..., index] of a u in a plate for "
+                    "u[index], and dim=-1 for dim=1, as particles are a "
                     f"batch dim to the left of the plates (dim {dim}); for a batch-norm layer, "
                     "model.eval(), a LayerNorm, or num_particles=1."
                 )

@@ -181,6 +181,22 @@ def test_model_that_counts_dims_from_the_left_gets_a_note() -> None:
         assert "counts dims from the left" in note
 
 
+def test_model_that_indexes_a_plate_from_the_left_gets_a_note() -> None:
+    group = torch.arange(NUM) % 3
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("groups", 3):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(u[group], 1.0), obs=x)
+
+    guide = px.AutoJoint(model)
+    px.log_weights(model, guide, X)
+    with pytest.raises(IndexError) as caught:
+        px.log_weights(model, guide, X, num_particles=2)
+    assert "u[..., index] for u[index]" in caught.value.__notes__[0]
+
+
 def test_model_that_drops_a_plate_dim_gets_a_note() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -94,7 +94,8 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
         particles: Number of particles that it ran with.
 
     Raises:
-        ValueError: If a plate has another size in the guide than in the model.
+        ValueError: If a plate has another size in the guide than in the model, or the guide is
+            given a value that the model is to draw.
     """
     try:
         with torch.no_grad(), poutine.block():
@@ -106,6 +107,7 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
     for name, site in sample_sites(model_trace):
         if name in guide_sites and not site["is_observed"]:
             try:
+                _check_given(name, guide_sites[name])
                 _check_sizes(name, site, guide_sites[name])
                 _check_values(name, site, guide_sites[name])
             except ValueError as plain:
@@ -146,6 +148,15 @@ def _check_sizes(name: str, model_site: Any, guide_site: Any) -> None:
                 f"in the model; got a guide that was built for {size}. Write: "
                 "px.AutoAmortized(model, encoder), which follows the size, or build a new guide."
             )
+
+
+def _check_given(name: str, guide_site: Any) -> None:
+    if guide_site["is_observed"]:
+        raise ValueError(
+            f"site '{name}': expected the guide to sample what the model does not observe; got a "
+            f"value that is given. Write: poutine.condition(model, data={{'{name}': ...}}) with "
+            "what the guide is conditioned on."
+        )
 
 
 def _check_values(name: str, model_site: Any, guide_site: Any) -> None:

@@ -57,6 +57,17 @@ def test_guide_draws_what_the_model_observes(particles: int) -> None:
 
 
 @pytest.mark.parametrize("particles", [1, 5])
+@pytest.mark.parametrize("auto", [True, False])
+def test_guide_is_given_what_the_model_draws(particles: int, auto: bool) -> None:  # noqa: FBT001
+    guide = px.AutoPerDatapoint(local_model) if auto else local_guide
+    with pytest.raises(
+        ValueError,
+        match=r"site 'z': .*does not observe; got a value that is given\. Write: poutine",
+    ):
+        px.log_weights(local_model, poutine.condition(guide, {"z": X}), X, num_particles=particles)
+
+
+@pytest.mark.parametrize("particles", [1, 5])
 def test_plate_sizes_differ(particles: int) -> None:
     def guide(x: Tensor) -> None:
         with pyro.plate("data", 4):

@@ -216,29 +216,16 @@ def _draw(
 
 
 def _replayed(target: Target, draws: dict[str, Tensor]) -> Record:
-    """Run the model at given draws, all at once, and record its sites."""
-    into = Record()
-    count = len(next(iter(draws.values())))
+    """Run the model at given draws, all at once if it takes them so, and record its sites."""
     with undisturbed(target, None):
-        one = {name: values[0] for name, values in draws.items()}
-        prototype = poutine.trace(poutine.condition(target.model, one)).get_trace(
-            *target.args, **target.kwargs
-        )
-        sites: dict[str, Any] = {name: prototype.nodes[name] for name in draws}
+        prototype = _conditioned(target, {name: values[0] for name, values in draws.items()})
+        sites: dict[str, Any] = dict(value_sites(prototype))
         nesting = max(
             len(site["fn"].batch_shape)
-            for _, site in value_sites(prototype)
+            for site in sites.values()
             if not site["infer"].get("_deterministic", False)
         )
-        data = {}
-        for name, values in draws.items():
-            missing = nesting - len(sites[name]["fn"].batch_shape)
-            data[name] = values.reshape(count, *(1,) * missing, *values.shape[1:])
-        with ParticlePlate("inner", count, -nesting - 1, None):
-            trace = poutine.trace(poutine.condition(target.model, data)).get_trace(
-                *target.args, **target.kwargs
-            )
-        summed = [n for n, s in value_sites(trace) if not (s["is_observed"] or n in draws)]
+        summed = [n for n, s in sites.items() if not (s["is_observed"] or n in draws)]
         if summed:
             warnings.warn(
                 f"from_mcmc: the kernel sums out {summed}. There are no draws of them, and given "
@@ -246,8 +233,69 @@ def _replayed(target: Target, draws: dict[str, Tensor]) -> Record:
                 "log_likelihood is left out. Write: pyro.infer.infer_discrete, for their draws.",
                 stacklevel=3,
             )
-        record(into, trace, nesting, count, latents=draws, log_likelihood=not summed)
+        into = _at_once(target, draws, sites, nesting, log_likelihood=not summed)
+        last = _some(target, draws, [-1], nesting, log_likelihood=not summed)
+        if into is None or not _ends_with(into, last):
+            every = range(len(next(iter(draws.values()))))
+            into = _some(target, draws, every, nesting, log_likelihood=not summed)
     return into
+
+
+def _at_once(
+    target: Target,
+    draws: dict[str, Tensor],
+    sites: dict[str, Any],
+    nesting: int,
+    *,
+    log_likelihood: bool,
+) -> Record | None:
+    """Run the model at all draws; None if it takes no dim of them left of its plates."""
+    count = len(next(iter(draws.values())))
+    data = {}
+    for name, values in draws.items():
+        missing = nesting - len(sites[name]["fn"].batch_shape)
+        data[name] = values.reshape(count, *(1,) * missing, *values.shape[1:])
+    into = Record()
+    try:
+        with ParticlePlate("inner", count, -nesting - 1, None):
+            trace = _conditioned(target, data)
+        record(into, trace, nesting, count, latents=draws, log_likelihood=log_likelihood)
+    except (RuntimeError, ValueError, IndexError):
+        return None
+    return into
+
+
+def _some(
+    target: Target,
+    draws: dict[str, Tensor],
+    chosen: Sequence[int],
+    nesting: int,
+    *,
+    log_likelihood: bool,
+) -> Record:
+    """Run the model at some of the draws, one at a time."""
+    into = Record()
+    with progress(len(chosen), "log likelihoods") as bar:
+        for index in chosen:
+            trace = _conditioned(target, {name: values[index] for name, values in draws.items()})
+            record(into, trace, nesting, 1, latents=draws, log_likelihood=log_likelihood)
+            bar.update()
+    return into
+
+
+def _ends_with(whole: Record, last: Record) -> bool:
+    """Tell whether the last draw has by itself what it has among all, and they are not mixed."""
+    found, expected = whole.arrays(), last.arrays()
+    return whole.plates == last.plates and all(
+        torch.allclose(found[group][name][-1:], values, rtol=1e-3, atol=1e-3, equal_nan=True)
+        for group in ("posterior", "log_likelihood")
+        for name, values in expected.get(group, {}).items()
+    )
+
+
+def _conditioned(target: Target, values: dict[str, Tensor]) -> Any:
+    model = poutine.condition(target.model, values)
+    return poutine.trace(model).get_trace(*target.args, **target.kwargs)
 
 
 def _tree(

@@ -191,6 +191,36 @@ def test_from_mcmc_holds_what_a_guide_gives(data):
     assert tree.attrs["inference_method"] == "MCMC"
 
 
+COVARIATES = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+
+
+def product(weights):
+    return COVARIATES @ weights  # takes no dim left of the three
+
+
+def centred(weights):
+    return (COVARIATES * (weights - weights.mean())).sum(-1)  # the mean of all draws, if it may
+
+
+@pytest.mark.parametrize("mean", [product, centred])
+def test_from_mcmc_of_a_model_that_takes_one_draw_at_a_time(mean):
+    def model(y):
+        weights = pyro.sample("weights", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", 6):
+            found = pyro.deterministic("mean", mean(weights))
+            pyro.sample("y", dist.Normal(found, 0.5), obs=y)
+
+    y = COVARIATES.sum(-1)
+    mcmc = MCMC(NUTS(model), num_samples=12, warmup_steps=5, disable_progbar=True)
+    mcmc.run(y)
+    tree = from_mcmc(mcmc)
+    means = torch.stack([mean(weights) for weights in mcmc.get_samples()["weights"]])
+    np.testing.assert_allclose(tree["posterior"]["mean"].values[0], means)
+    expected = dist.Normal(means, 0.5).log_prob(y)
+    np.testing.assert_allclose(tree["log_likelihood"]["y"].values[0], expected)
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "data")
+
+
 def test_from_draws():
     tree = from_draws(
         {"mu": torch.zeros(7), "theta": np.zeros((7, 3))},

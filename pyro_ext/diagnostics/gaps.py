@@ -1,6 +1,7 @@
 """What a guide loses, split into what its family costs and what its source of π costs."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from pyro_ext.diagnostics._refined import refined
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 
 __all__ = ["Gaps", "gaps"]
+
+_WORSE, _SIGMAS = 0.1, 3.0  # nats per element, and standard errors, by which q* may fall behind
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +80,11 @@ class Gaps:
         }
         lines = [f"{name:<20} {estimate}" for name, estimate in rows.items()]
         spent = "?" if self.seconds[0] is None else f"{self.seconds[0]:.1f}"
+        num = self.elbo.value.numel()
+        unit, to = ("nats", "the data") if num == 1 else (f"nats per datum of {num}", "each datum")
         lines.append(
-            f"nats per datum of {self.elbo.value.numel()}; guide {spent} s and "
-            f"{self.num_params[0]:,} parameters, fitted to each datum {self.seconds[1]:.1f} s and "
-            f"{self.num_params[1]:,}"
+            f"{unit}; guide {spent} s and {self.num_params[0]:,} parameters, fitted to {to} "
+            f"{self.seconds[1]:.1f} s and {self.num_params[1]:,}"
         )
         return "\n".join(lines)
 
@@ -113,7 +117,7 @@ def gaps(
         log_evidence: log p(x) per datapoint, where it is known or comes from ``px.ais``; by
             default by importance sampling from q*.
         num_samples: Number of draws per datapoint.
-        num_steps: Steps of the fit of q*.
+        num_steps: Steps of the fit of q*. It warns where these leave q* below the guide.
         chunk_size: Largest number of (draw, row of the data) pairs computed at a time.
         seed: Seed; the caller's random state stays as it was.
         **kwargs: Keyword arguments of both.
@@ -149,6 +153,8 @@ def gaps(
         star = _weights(best, layout, num_samples, chunk_size)
     if own.shape != star.shape:
         own, star = (w.reshape(num_samples, -1).sum(1) for w in (own, star))
+    amortization = mean(star - own)
+    _warn_if_worse(amortization, num_steps)
     shape = None
     if log_evidence is None:
         shape, exact = k_hat(star), log_mean(star)
@@ -160,7 +166,7 @@ def gaps(
         approximation = Elements(exact.value - star.mean(0), error.sqrt())
     return Gaps(
         approximation,
-        mean(star - own),
+        amortization,
         exact,
         mean(own),
         mean(star),
@@ -168,6 +174,17 @@ def gaps(
         (seconds, spent),
         (int(target.guide.num_params), int(free.num_params)),  # type: ignore[attr-defined]
     )
+
+
+def _warn_if_worse(amortization: Elements, num_steps: int) -> None:
+    gap = amortization.average()
+    if gap.value < -max(_WORSE, _SIGMAS * gap.se):
+        warnings.warn(
+            "gaps: neither the gaps nor the log evidence are to be trusted: the family fitted to "
+            f"the data themselves is {Estimate(-gap.value, gap.se)} nats below the guide, so its "
+            f"fit has not ended. Write: num_steps={4 * num_steps}.",
+            stacklevel=3,
+        )
 
 
 def _fork() -> torch.Generator:

@@ -74,8 +74,9 @@ class Rates:
 
     def __str__(self) -> str:
         """A few lines."""
-        best = self.kl.nan_to_num(0.0).argsort(descending=True)[:5].tolist()
-        kl = ", ".join(f"{self.labels[i]} {self.kl[i]:.3f}" for i in best)
+        order = self.kl.nan_to_num(-math.inf).argsort(descending=True)[:5].tolist()
+        known = [f"{self.labels[i]} {self.kl[i]:.3f}" for i in order if not self.kl[i].isnan()]
+        kl = ", ".join(known) or "not known, as no prior is a fixed normal"
         return "\n".join(
             [
                 f"rate                  {self.rate}",

@@ -1,8 +1,11 @@
+from functools import partial
+
 import pyro
 import pytest
 import torch
 from diagnostics.models import MODELS, Z_LIMIT
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import pyro_ext as px
 from helpers import assert_mean
@@ -111,6 +114,30 @@ def test_a_guide_of_global_latents_has_one_gap():
     assert abs(found.approximation.value - expected) < Z_LIMIT * found.approximation.se
     assert found.amortization.value > 0.1
     assert found.seconds[0] == run.seconds
+    assert "\nnats; guide" in str(found)
+    assert "fitted to the data " in str(found)
+
+
+def test_a_fit_that_leaves_the_family_below_the_guide_is_told():
+    """One step of 0.05 in each of 230 parameters, from a guide that is at its best."""
+
+    def model(x):
+        z = pyro.sample("z", pyro.distributions.Normal(torch.zeros(20), 1.0).to_event(1))
+        pyro.sample("x", pyro.distributions.Normal(z, 0.1).to_event(1), obs=x)
+
+    run = px.fit(
+        model,
+        px.AutoJoint(model, family=px.FullCovariance()),
+        px.ELBO(4, estimator="stl"),
+        torch.zeros(20),
+        partial(torch.optim.Adam, lr=0.02),
+        schedule=partial(CosineAnnealingLR, T_max=300),
+        num_steps=300,
+        seed=0,
+    )
+    with pytest.warns(UserWarning, match=r"nor the log evidence.*below the guide.*num_steps=4\."):
+        assert gaps(run, num_samples=200, num_steps=1, seed=0).amortization.value < -1
+    assert gaps(run, num_samples=200, num_steps=200, seed=0).amortization.value > -0.1
 
 
 def test_gaps_need_an_automatic_guide():
@@ -172,6 +199,26 @@ def test_unused_latents_are_not_active_and_overlap():
     assert found.aggregated_test.p_value < 0.01
     same = rates(model, guide, torch.zeros(20), num_samples=2000, seed=0)
     assert same.neighbour_overlap.min() > 0.99
+
+
+def test_what_has_no_kl_in_closed_form_is_not_printed():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(0.0, 1.0))
+            s = pyro.sample("s", pyro.distributions.Gamma(2.0, 2.0))
+            pyro.sample("x", pyro.distributions.Normal(z, s), obs=x)
+
+    guide = px.AutoPerDatapoint(model)
+    text = str(rates(model, guide, torch.zeros(20), num_samples=50, seed=0))
+    assert "nan" not in text
+    assert "KL per dimension      z " in text
+
+    def positive(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("s", pyro.distributions.Gamma(2.0, 2.0))
+
+    text = str(rates(positive, positive, torch.zeros(20), num_samples=50, seed=0))
+    assert "KL per dimension      not known" in text
 
 
 def test_rates_need_local_latents():

@@ -27,7 +27,7 @@ class Result:
         gaps: Approximation and amortization gap, if asked for.
         calibration: Ranks of simulated truths, if asked for.
         points: Latents that the guide has at a point, so that it has no posterior of them.
-        model: Which model it is, so that guides of one model are known.
+        posterior: Of which model and data, so that guides of one posterior are known.
     """
 
     evidence: Evidence
@@ -40,4 +40,4 @@ class Result:
     gaps: Gaps | None = None
     calibration: Calibration | None = None
     points: tuple[str, ...] = ()
-    model: tuple[int, int] | None = None
+    posterior: tuple[int, int, str] | None = None

@@ -41,16 +41,16 @@ def missed(results: Mapping[str, Result]) -> dict[str, str]:
     """Return the guides that leave out a part of the posterior, and which guide finds it.
 
     An ELBO is at most log p(x). Where a guide's estimate of log p(x) is below the ELBO of another
-    guide of the same model, it has drawn from a part of the posterior alone, of which its k-hat
-    cannot know.
+    guide of the same model and data, it has drawn from a part of the posterior alone, of which its
+    k-hat cannot know.
 
     Args:
         results: Results by name.
     """
     found = {}
     for name, result in results.items():
-        rivals = [n for n, r in results.items() if r.model == result.model and n != name]
-        if result.model is None or not rivals:
+        rivals = [n for n, r in results.items() if r.posterior == result.posterior and n != name]
+        if result.posterior is None or not rivals:
             continue
         finder = max(rivals, key=lambda rival: results[rival].evidence.elbo.value)
         best, own = results[finder].evidence.elbo, result.evidence.log_evidence

@@ -21,6 +21,7 @@ from pyro_ext.diagnostics.gaps import Gaps
 from pyro_ext.diagnostics.gaps import gaps as split_gaps
 from pyro_ext.structure import identity
 from pyro_ext.training.batches import arguments
+from pyro_ext.training.snapshot import digest
 
 __all__ = ["compare"]
 
@@ -122,7 +123,7 @@ def compare(
                 if num_simulations
                 else None,
                 points=_points(run, seed),
-                model=identity(run.model),
+                model=(*identity(run.model), digest(run.args)),
             )
             bar.update()
     return Comparison(results, found, None if exact_evidence is None else float(exact_evidence))

@@ -29,6 +29,15 @@ def two_modes():
     pyro.sample("m", bimodal(1.0))
 
 
+def given(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def prior(x):
+    pyro.sample("mu", dist.Normal(x / 2, 0.8))
+
+
 def hierarchical(x, y):
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     with pyro.plate("d", len(x)):
@@ -65,6 +74,8 @@ def test_a_guide_that_misses_a_mode_is_not_chosen():
 
     runs = {"one": run_of(another, guides["one"]), "both": run_of(two_modes, guides["both"])}
     assert "misses" not in px.compare(runs).verdicts["one"]  # of another model
+    runs = {n: run_of(given, prior, torch.tensor(x)) for n, x in (("near", 0.0), ("far", 9.0))}
+    assert "misses" not in px.compare(runs).verdicts["far"]  # of other data
     alone = px.compare({"one": run_of(two_modes, guides["one"])})
     assert "k-hat finds no fault" in alone.verdicts["one"]  # nobody knows better
 

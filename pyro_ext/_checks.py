@@ -47,7 +47,7 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(
                 f"site '{name}': expected the guide to sample every latent of the model; got one "
                 f"that samples {_names(guide_sites)}. Write: pyro.sample('{name}', ...) in the "
-                "guide, or obs= with the data in the model."
+                f"guide, or {_without(site)}."
             )
         _check_sizes(name, site, other)
         _check_values(name, site, other)
@@ -120,8 +120,10 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
             explain_layer(error)
             or f"The model ran with {particles} particles in a batch dim left of its plates. "
             "With num_particles=1 it runs, so a line of it counts dims from the left or drops "
-            "one: write x.flatten(-2) for x.view(n, -1), u[..., index] for u[index], dim=-1 for "
-            "dim=1, z.sum(-1, keepdim=True) for a sum over a plate."
+            "one: write (x * w).sum(-1) for x @ w, x.flatten(-2) for x.view(n, -1), "
+            "u[..., index] for u[index], dim=-1 for dim=1, z.sum(-1, keepdim=True) for a sum over "
+            "a plate. Or run one draw at a time: num_particles=1, and chunk_size=1 in the "
+            "diagnostics that take it."
         )
 
 
@@ -179,6 +181,16 @@ def _check_values(name: str, model_site: Any, guide_site: Any) -> None:
                 f"{frame.dim}. Write: with pyro.plate('{frame.name}', ...) around "
                 f"pyro.sample('{name}', ...) in the guide, too."
             )
+
+
+def _without(site: Any) -> str:
+    """Return how a model can do without a latent that the guide leaves out."""
+    if not site["fn"].has_enumerate_support:
+        return "obs= with the data in the model"
+    return (
+        "sum it out: dist.MixtureSameFamily in the model, for every loss and diagnostic of "
+        "pyro_ext, or pyro.infer.SVI with TraceEnum_ELBO(), which alone enumerates"
+    )
 
 
 def _names(sites: dict[str, Any]) -> list[str]:

@@ -30,7 +30,7 @@ def explain_layer(error: Exception) -> str | None:
     return (
         f"The weights {latents} are latents, with a batch dim for the particles that a layer of "
         f"torch, {kind}, does not take. Write: {instead}, in place of {name}(h); or "
-        "num_particles=1."
+        "num_particles=1, and chunk_size=1 in the diagnostics that take it."
     )
 
 

@@ -32,6 +32,38 @@ def test_guide_lacks_a_latent() -> None:
         px.log_weights(hierarchy, guide, X)
 
 
+def test_guide_lacks_a_latent_that_pyro_would_sum_out() -> None:
+    def model(x: Tensor) -> None:
+        k = pyro.sample("k", dist.Bernoulli(0.5), infer={"enumerate": "parallel"})
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu + k, 1.0), obs=x)
+
+    guide = px.AutoJoint(poutine.block(model, hide=["k"]))
+    message = r"site 'k': .*\['mu'\]. Write: .*sum it out: dist.MixtureSameFamily.*TraceEnum_ELBO"
+    for call in (px.evidence, px.k_hat_joint, px.to_datatree, px.ELBO().loss):
+        with pytest.raises(ValueError, match=message):
+            call(model, guide, X)
+
+
+def test_a_matrix_product_gets_a_note() -> None:
+    covariates = torch.randn(len(X), 3)
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(covariates @ w, 1.0), obs=x)
+
+    guide = px.AutoJoint(model)
+    with pytest.raises(RuntimeError) as caught:
+        px.evidence(model, guide, X)
+    (note,) = caught.value.__notes__
+    assert "(x * w).sum(-1) for x @ w" in note
+    assert "chunk_size=1 in the diagnostics" in note
+    found = px.evidence(model, guide, X, num_particles=30, num_repeats=1, chunk_size=1, seed=0)
+    assert len(found.draws) == 30
+
+
 def test_guide_has_an_extra_site() -> None:
     def guide(x: Tensor) -> None:
         local_guide(x)

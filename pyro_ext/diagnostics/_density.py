@@ -75,7 +75,7 @@ class Density:
         point = {}
         for name, site in sample_sites(traces.guide):
             if is_random(site):
-                point[name] = bijection_to(site["fn"].support).inv(site["value"]).detach()
+                point[name] = _unconstrained(name, site).detach()
         model: dict[str, Any] = dict(sample_sites(traces.model))
         return point, {n: s["value"] for n, s in model.items() if not s["is_observed"]}
 
@@ -91,7 +91,7 @@ class Density:
         point = {}
         for name, site in sample_sites(trace):
             if name in values:
-                point[name] = bijection_to(site["fn"].support).inv(site["value"])
+                point[name] = _unconstrained(name, site)
                 missing = self.structure.nesting + 1 - len(site["fn"].batch_shape)
                 point[name] = point[name].reshape((1,) * missing + point[name].shape)
         return point
@@ -146,6 +146,16 @@ class Density:
             values: Shape ``(particles, *plates, *event)``.
         """
         return values.dim() - self.structure.nesting - 1
+
+
+def _unconstrained(name: str, site: Any) -> Tensor:
+    if site["fn"].support.is_discrete:
+        raise ValueError(
+            f"site '{name}': expected a continuous latent, as annealed chains follow gradients; "
+            f"got {type(site['fn']).__name__}. Write: px.evidence(model, guide, *args), which "
+            "weights draws of the guide."
+        )
+    return bijection_to(site["fn"].support).inv(site["value"])
 
 
 class _At(Messenger):

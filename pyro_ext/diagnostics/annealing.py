@@ -132,7 +132,7 @@ def ais(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If there are too few chains or temperatures.
+        ValueError: If there are too few chains or temperatures, or a latent is discrete.
 
     References:
         Annealed Importance Sampling (Neal, 2001) | https://arxiv.org/abs/physics/9803008
@@ -187,7 +187,8 @@ def bdmc(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If an observed site's values are no argument of the model.
+        ValueError: If an observed site's values are no argument of the model, or a latent is
+            discrete.
 
     References:
         Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani and

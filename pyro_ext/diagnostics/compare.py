@@ -123,7 +123,7 @@ def compare(
                 if num_simulations
                 else None,
                 points=_points(run, seed),
-                model=(*identity(run.model), digest(run.args)),
+                posterior=(*identity(run.model), digest(run.args)),
             )
             bar.update()
     return Comparison(results, found, None if exact_evidence is None else float(exact_evidence))

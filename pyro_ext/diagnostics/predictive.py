@@ -66,7 +66,7 @@ def loo(
 
     Raises:
         ValueError: If there are no global latents: then leaving a datapoint out changes nothing
-            for the others.
+            for the others; if there are several observed sites, or none of that name.
 
     References:
         Bayesian leave-one-out cross-validation for large data (Magnusson et al., 2019) |
@@ -100,6 +100,7 @@ def loo(
             target.model, target.guide, *target.args, predictive=False, **options, **kwargs
         )
     tree = _shown(tree, masks)
+    _check_var_name(tree, var_name)
     stats = tree["sample_stats"]
     joint = k_hat(torch.as_tensor((stats["log_p"] - stats["log_q"]).values).flatten())
     if joint.values == math.inf:
@@ -301,6 +302,21 @@ def _masks(target: Target) -> dict[str, tuple[Array, tuple[str, ...]]]:
             values, plates = aligned(site, mask, 0, weights.max_plate_nesting, 1)
             found[name] = values[0].cpu().numpy(), plates
     return found
+
+
+def _check_var_name(tree: DataTree, var_name: str | None) -> None:
+    group = tree.children.get("log_likelihood")
+    names = [] if group is None else [str(name) for name in group.data_vars]
+    if not names:
+        raise ValueError(
+            "loo: expected a model with data; got one that observes nothing. Write: "
+            "pyro.sample('x', ..., obs=x) in the model."
+        )
+    if var_name not in names and (var_name is not None or len(names) > 1):
+        raise ValueError(
+            f"loo: expected var_name to be one of the observed sites {names}; got {var_name!r}. "
+            f"Write: px.loo(run, var_name={names[0]!r})."
+        )
 
 
 def _shown(tree: DataTree, masks: dict[str, tuple[Array, tuple[str, ...]]]) -> DataTree:

@@ -272,6 +272,23 @@ def test_bad_input_raises(call, message):
         call()
 
 
+def test_discrete_latents_raise():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(logits=x))
+
+    for call in (px.ais, px.bdmc):
+        with pytest.raises(
+            ValueError, match=r"site 'k': expected a continuous latent.*Write: px.evidence"
+        ):
+            call(model, guide, torch.zeros(3))
+
+
 def test_data_that_are_no_argument_raise():
     x = torch.zeros(3)
 

@@ -174,6 +174,20 @@ def test_predictions_go_with_their_draws():
     assert 0 < again.attrs["k_hat"] < 0.7
 
 
+def two_sites():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(mu, 2.0), obs=x)
+
+    return model, px.AutoJoint(model), torch.zeros(5)
+
+
+def prior_only():
+    pyro.sample("mu", dist.Normal(0.0, 1.0))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -193,6 +207,9 @@ def test_predictions_go_with_their_draws():
             ),
             "num_inner >= 2; got 1",
         ),
+        (lambda: loo(*two_sites()), r"var_name.*\['x', 'y'\]; got None. Write: .*var_name='x'"),
+        (lambda: loo(*two_sites(), var_name="z"), r"observed sites \['x', 'y'\]; got 'z'"),
+        (lambda: loo(prior_only, prior_only), "got one that observes nothing"),
         (lambda: importance_resample(px.from_draws({"a": torch.zeros(30)})), "log_p and log_q"),
     ],
 )

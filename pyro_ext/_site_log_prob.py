@@ -12,7 +12,7 @@ from pyro_ext._precision import full_precision, is_half, widened
 from pyro_ext._unchecked import without_checks
 from pyro_ext.structure import plate_frames, sample_sites
 
-__all__ = ["check_shape", "is_masked", "score", "set_log_prob", "site_log_prob", "unmask"]
+__all__ = ["check_shape", "score", "set_log_prob", "site_log_prob", "unmask", "unmask_drawn"]
 
 _SCORED = "_pyro_ext_log_prob"
 
@@ -67,9 +67,14 @@ def score(trace: Trace) -> None:
         site[_SCORED] = site_log_prob(site)
 
 
-def is_masked(site: Any) -> bool:
-    """Tell whether a mask hides some of a site's density, around it or on its distribution."""
-    return site["mask"] is not None or _without_mask(site["fn"]) is not site["fn"]
+def unmask_drawn(model_trace: Trace, guide_trace: Trace) -> None:
+    """Let the prior count for the latents whose density in the guide counts, see ``unmask``.
+
+    Args:
+        model_trace: Trace of the model.
+        guide_trace: Trace of the guide.
+    """
+    unmask(model_trace, [n for n, site in sample_sites(guide_trace) if not _is_masked(site)])
 
 
 def unmask(model_trace: Trace, drawn: Iterable[str]) -> None:
@@ -91,6 +96,11 @@ def unmask(model_trace: Trace, drawn: Iterable[str]) -> None:
         if isinstance(site["mask"], Tensor):
             site["mask"] = None
         site["fn"] = _without_mask(site["fn"])
+
+
+def _is_masked(site: Any) -> bool:
+    """Tell whether a mask hides some of a site's density, around it or on its distribution."""
+    return site["mask"] is not None or _without_mask(site["fn"]) is not site["fn"]
 
 
 def _without_mask(fn: Any) -> Any:

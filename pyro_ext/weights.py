@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_ext._checks import Pair, check_pair, explain_failure
 from pyro_ext._discover import Found, discover, recall, suggested
 from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
-from pyro_ext._site_log_prob import is_masked, unmask
+from pyro_ext._site_log_prob import unmask_drawn
 from pyro_ext._strata import stratified
 from pyro_ext._supports import check_supports
 from pyro_ext._terms import Particles, PathScale, Term, make_terms
@@ -227,7 +227,7 @@ def _weights(
     linear: bool,
 ) -> LogWeights:
     check_pair(traces.model, traces.guide)
-    unmask(traces.model, [n for n, site in sample_sites(traces.guide) if not is_masked(site)])
+    unmask_drawn(traces.model, traces.guide)
     if adjust is not None:
         adjust(traces.model, traces.scored)
     terms = make_terms(

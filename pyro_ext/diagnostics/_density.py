@@ -14,7 +14,7 @@ from pyro_ext._bijections import bijection_to
 from pyro_ext._checks import Pair
 from pyro_ext._discover import discover
 from pyro_ext._run import Mode, Traces, run_pair
-from pyro_ext._site_log_prob import site_log_prob
+from pyro_ext._site_log_prob import site_log_prob, unmask_drawn
 from pyro_ext._terms import Particles, Term, make_terms
 from pyro_ext.structure import is_random, sample_sites
 
@@ -54,6 +54,7 @@ class Density:
     def _run(self, pair: Pair, num: int) -> tuple[Traces, Term]:
         particles = Particles(num, 1)
         traces = run_pair(pair, self.structure, particles, Mode())
+        unmask_drawn(traces.model, traces.guide)
         (term,) = make_terms(
             traces.model,
             traces.guide,
@@ -74,7 +75,7 @@ class Density:
         traces = run_pair(self.pair, self.structure, Particles(num, 1), Mode())
         point = {}
         for name, site in sample_sites(traces.guide):
-            if is_random(site):
+            if is_random(site) and site["value"].numel():
                 point[name] = _unconstrained(name, site).detach()
         model: dict[str, Any] = dict(sample_sites(traces.model))
         return point, {n: s["value"] for n, s in model.items() if not s["is_observed"]}

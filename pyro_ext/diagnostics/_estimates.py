@@ -33,6 +33,8 @@ class Estimate:
 
     def __str__(self) -> str:
         """Value ± standard error, with two digits of the error."""
+        if not math.isfinite(self.value):
+            return str(self.value)
         if not math.isfinite(self.se):
             return f"{self.value:.2f} ± {self.se}"
         if max(abs(self.value), self.se) >= _HUGE:

@@ -213,7 +213,7 @@ def points_of(target: Target, trace: Trace | None = None) -> list[str]:
 
     def deltas(found: Trace) -> dict[str, Any]:
         sites = [(name, site) for name, site in sample_sites(found) if not site["is_observed"]]
-        return {name: site["value"] for name, site in sites if is_delta(site)}
+        return {n: site["value"] for n, site in sites if is_delta(site) and site["value"].numel()}
 
     def run() -> Trace:
         return poutine.trace(target.guide).get_trace(*target.args, **target.kwargs)

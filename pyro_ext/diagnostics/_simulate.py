@@ -1,6 +1,7 @@
 """Data drawn from a model, as arguments that model and guide can be called with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from pyro_ext.diagnostics._record import FreeData, is_fixed, value_sites
 from pyro_ext.diagnostics._target import Target
 
-__all__ = ["Simulated", "simulate"]
+__all__ = ["Simulated", "drawable", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ def simulate(owner: str, target: Target) -> Simulated:
         target: Whose model to draw from.
 
     Raises:
-        ValueError: If an observed site's values are no argument of the model.
+        ValueError: If an observed site's values are no argument of the model, or its prior is
+            improper.
     """
-    real = _observed(target.model, target)
-    free = poutine.trace(FreeData()(target.model)).get_trace(*target.args, **target.kwargs)
+    with drawable(owner):
+        real = _observed(target.model, target)
+        free = poutine.trace(FreeData()(target.model)).get_trace(*target.args, **target.kwargs)
     sites: dict[str, Any] = dict(value_sites(free))
     given = [*target.args, *target.kwargs.values()]
     values = list(given)
@@ -66,6 +69,27 @@ def simulate(owner: str, target: Target) -> Simulated:
     return Simulated(
         tuple(values[:count]), dict(zip(target.kwargs, values[count:], strict=True)), latents
     )
+
+
+@contextmanager
+def drawable(owner: str) -> Iterator[None]:
+    """Say it in words where a prior or a likelihood cannot be drawn from.
+
+    Args:
+        owner: Name of the diagnostic, for messages.
+
+    Raises:
+        ValueError: If one is met.
+    """
+    try:
+        yield
+    except NotImplementedError as error:
+        what = str(error).splitlines()[0]
+        raise ValueError(
+            f"{owner}: expected a model that can be drawn from; got an improper prior, or another "
+            f"distribution without draws ({what}). Write: dist.Normal(0.0, 100.0), or another "
+            "proper prior, in its place."
+        ) from error
 
 
 def _observed(model: Callable[..., Any], target: Target) -> dict[str, Tensor]:

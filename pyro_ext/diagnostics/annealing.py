@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from pyro_ext.diagnostics._passes import (
     progress,
     sizes_of_passes,
 )
-from pyro_ext.diagnostics._simulate import Simulated, simulate
+from pyro_ext.diagnostics._simulate import Simulated, drawable, simulate
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 
 __all__ = ["Annealing", "ais", "bdmc"]
@@ -150,7 +151,9 @@ def ais(
     target = _with_start(resolve("ais", model, guide, args, kwargs), start)
     settings = (num_chains, num_temperatures, num_leapfrog, chunk_size)
     with undisturbed(target, seed) as plates:
-        found = _run("AIS", target, inspect(target, plates), settings, None)
+        with drawable("ais") if start == "prior" else nullcontext():
+            layout = inspect(target, plates)
+        found = _run("AIS", target, layout, settings, None)
     return _warned("ais", found, num_temperatures, start)
 
 

@@ -182,8 +182,8 @@ def sbc(
                     joint=True,
                     **drawn.kwargs,
                 )
-                for name, values in weights.latents.items():
-                    ranks = _rank(values, drawn.latents[name], by_row=by_row)
+                for name, truth in drawn.latents.items():
+                    ranks = _rank(weights.latents[name], truth, by_row=by_row)
                     parts.setdefault(name, []).append(ranks)
                 before, sets = done, sets + 1
                 done = min(sum(len(pit) for pit, _ in found) for found in parts.values())

@@ -23,6 +23,7 @@ __all__ = ["Rates", "rates"]
 
 _ACTIVE = 0.01
 _MIN_ROWS = 16
+_MIN_DATA = 2
 _MAX_NEIGHBOURS = 500
 
 
@@ -114,7 +115,7 @@ def rates(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If there are no latents of datapoints, or global ones too.
+        ValueError: If there are no latents of datapoints, or global ones too, or one datum alone.
 
     References:
         Fixing a Broken ELBO (Alemi et al., 2018) | https://arxiv.org/abs/1711.00464
@@ -135,6 +136,11 @@ def rates(
             raise ValueError(
                 "rates: expected latents in one data plate and no others, so that each datapoint "
                 "has a rate of its own; got others. Write: px.evidence(model, guide, *args)."
+            )
+        if layout.size < _MIN_DATA:
+            raise ValueError(
+                "rates: expected two datapoints or more, as it holds their posteriors against one "
+                "another; got 1. Write: px.evidence(model, guide, *args)."
             )
         rows = layout.size
         if layout.rows is not None:

@@ -272,6 +272,57 @@ def test_bad_input_raises(call, message):
         call()
 
 
+def test_latents_that_a_mask_hides_keep_their_prior():
+    """Without it the target is flat in them, and its integral infinite."""
+    x, seen = torch.tensor([1.0, 0.0, -2.0]), torch.tensor([True, False, True])
+
+    def model(x):
+        with pyro.plate("data", 3), pyro.poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        loc, scale = torch.where(seen, x / 2, 0.0), torch.where(seen, 0.5**0.5, 1.0)
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(loc, scale))
+
+    exact = torch.where(seen, dist.Normal(0.0, 2**0.5).log_prob(x), 0.0)
+    found = px.ais(model, guide, x, num_chains=4, num_temperatures=3, seed=0)
+    torch.testing.assert_close(found.per_datum["lower"].value, exact)
+    rates = px.rates(model, guide, x, num_samples=30, seed=0).per_datum
+    assert rates["rate"].value[1].abs() < 1e-12
+    torch.testing.assert_close(-rates["rate"].value - rates["distortion"].value, exact)
+
+
+def test_a_latent_without_elements_is_no_point():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("none", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    arguments = (model, px.AutoJoint(model, init_scale=0.8), torch.tensor(0.5))
+    px.evidence(*arguments, num_particles=30, seed=0)
+    px.ais(*arguments, num_chains=2, num_temperatures=1, start="prior")
+    found = px.sbc(*arguments, num_simulations=2, num_draws=3, num_steps=1, seed=0)
+    assert list(found.pit) == ["mu"]
+
+
+def test_an_improper_prior_raises_where_it_would_be_drawn_from():
+    def model(x):
+        mu = pyro.sample("mu", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    arguments = (model, px.AutoJoint(model), torch.tensor(0.5))
+    for call, name in (
+        (lambda: px.ais(*arguments, start="prior"), "ais"),
+        (lambda: px.bdmc(*arguments), "bdmc"),
+        (lambda: px.sbc(*arguments), "sbc"),
+    ):
+        message = rf"{name}: expected a model that can be drawn from; .*improper.*Write: dist.Norm"
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 def test_discrete_latents_raise():
     def model(x):
         with pyro.plate("data", len(x)):

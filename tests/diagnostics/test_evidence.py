@@ -221,6 +221,7 @@ def test_too_few_repeats_raise():
         (Estimate(1.0, 0.0), "1.00 ± 0.00"),
         (Estimate(1.0, math.inf), "1.00 ± inf"),
         (Estimate(-5.859e31, 2.638e31), "-5.86e+31 ± 2.6e+31"),
+        (Estimate(-math.inf, math.nan), "-inf"),
     ],
 )
 def test_estimates_print_two_digits_of_their_error(estimate, text):

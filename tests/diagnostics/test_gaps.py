@@ -225,3 +225,6 @@ def test_rates_need_local_latents():
     exact = MODELS["hierarchy"]
     with pytest.raises(ValueError, match="latents in one data plate"):
         rates(exact.model, exact.guide, exact.x)
+    exact = MODELS["local"]
+    with pytest.raises(ValueError, match=r"two datapoints or more.*got 1. Write: px.evidence"):
+        rates(exact.model, exact.guide, exact.x[:1])

@@ -23,6 +23,7 @@ from pyro_ext.autoguide.packing import Latent
 from pyro_ext.autoguide.plates import Batch
 from pyro_ext.autoguide.prototype import check_start, latent_of, prototype_of
 from pyro_ext.autoguide.summaries import SummarizedGuide
+from pyro_ext.families import Family
 
 __all__ = ["Group", "PackedGuide"]
 
@@ -33,6 +34,8 @@ class PackedGuide(Cited, SummarizedGuide):
     A concrete guide says how the latents fall into groups (``_group``), creates its parameters
     (``_create_source``) and returns π for a group in this call (``_params``).
     """
+
+    family: Family
 
     def __init__(
         self,
@@ -50,6 +53,10 @@ class PackedGuide(Cited, SummarizedGuide):
         super().__init__(model, create_plates=create_plates)
         self.init_loc_fn, self.init_scale = init_loc_fn, init_scale
         self.groups = ()
+
+    def extra_repr(self) -> str:
+        """Return the family, for the text of the module."""
+        return f"family={self.family}"
 
     @abstractmethod
     def _group(self, latents: tuple[Latent, ...]) -> tuple[Group, ...]:

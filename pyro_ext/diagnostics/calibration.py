@@ -71,16 +71,20 @@ class Calibration:
 
     @property
     def table(self) -> DataFrame:
-        """One row a scalar: p-values of uniformity and symmetry, coverage, and what is wrong."""
+        """One row a scalar: p-values of uniformity and symmetry, coverage, and what is wrong.
+
+        A fault is named where its p-value, times the number of scalars, is at most 0.01.
+        """
         from pandas import DataFrame as Frame
 
         rows = {}
+        level = _LEVEL / sum(values[0].size for values in self.pit.values())
         for name, values in self.pit.items():
             flat = values.reshape(len(values), -1)
             scores = self.scores[name].reshape(len(values), -1)
             for column, place in enumerate(np.ndindex(values.shape[1:])):
                 label = f"{name}{list(place)}" if place else name
-                rows[label] = _row(flat[:, column], scores[:, column])
+                rows[label] = _row(flat[:, column], scores[:, column], level)
         return Frame.from_dict(rows, orient="index")
 
     @property
@@ -205,7 +209,7 @@ def _rank(draws: Tensor, truth: Tensor, *, by_row: bool) -> tuple[Tensor, Tensor
     return pit.cpu(), score.double().cpu()
 
 
-def _row(pit: Array, scores: Array) -> dict[str, Any]:
+def _row(pit: Array, scores: Array, level: float) -> dict[str, Any]:
     from scipy.stats import kstest, norm, wilcoxon
 
     place, width = kstest(pit, "uniform"), kstest(np.abs(2 * pit - 1), "uniform")
@@ -214,7 +218,7 @@ def _row(pit: Array, scores: Array) -> dict[str, Any]:
     found: dict[str, Any] = {"p-value": p_value, "symmetry": float(symmetry)}
     found |= {f"coverage {prob:.0%}": (np.abs(2 * pit - 1) <= prob).mean() for prob in _PROBS}
     found["fault"] = ""
-    if p_value <= _LEVEL:
+    if p_value <= level:
         faults = []
         if place.pvalue <= _LEVEL and abs(pit.mean() - 0.5) > 2 * (len(pit) * 12) ** -0.5:
             faults.append("too low" if pit.mean() > 0.5 else "too high")

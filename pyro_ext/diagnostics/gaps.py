@@ -86,6 +86,8 @@ class Gaps:
             f"{unit}; guide {spent} s and {self.num_params[0]:,} parameters, fitted to {to} "
             f"{self.seconds[1]:.1f} s and {self.num_params[1]:,}"
         )
+        if self.k_hat is not None and self.k_hat.share_above > 0:
+            lines.append(f"behind the log evidence and the approximation gap: {self.k_hat}")
         return "\n".join(lines)
 
 

@@ -88,6 +88,21 @@ class Run(Cited):
     def _papers_in_use(self) -> Iterable[str]:
         return references_of(self.guide, self.loss)
 
+    def __str__(self) -> str:
+        """One line each of what was fitted, and how it ended."""
+        return "\n".join(f"{name:<9}{text}" for name, text in self._lines().items() if text)
+
+    def _lines(self) -> dict[str, str]:
+        name = getattr(self.guide, "__name__", type(self.guide).__name__)
+        family = getattr(self.guide, "family", None)
+        return {
+            "guide": name if family is None else f"{name}, {family}",
+            "loss": str(self.loss),
+            "steps": f"{self.num_steps:,} in {self.seconds:.1f} s, seed {self.seed}",
+            "stopped": self.stopped,
+            "compiled": self.compiled,
+        }
+
     @property
     def num_steps(self) -> int:
         """Number of steps that were taken."""

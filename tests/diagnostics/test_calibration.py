@@ -1,9 +1,10 @@
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from diagnostics.models import MODELS, Z_LIMIT, off
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from torch.distributions import Normal
 
 import pyro_ext as px
@@ -52,6 +53,19 @@ def test_faults_are_named(factor, shift, fault):
     assert found.verdict == f"not calibrated: z is {fault}"
     assert (found.table.loc["z", "symmetry"] < 1e-6) == (shift != 0)
     assert fault in str(found)
+
+
+def test_table_and_verdict_agree():
+    """Of a hundred calibrated scalars one has a p-value below 0.01."""
+    ranks = (np.arange(50) + 0.5) / 50
+    pit = np.stack([ranks**2] + 99 * [ranks], -1)
+    found = px.Calibration({"z": pit}, {"z": norm.ppf(pit)}, 99, 0)
+    assert found.table["p-value"].min() < 0.01
+    assert found.verdict == "no fault found in 50 simulations"
+    assert (found.table["fault"] == "").all()
+    alone = px.Calibration({"z": pit[:, 0]}, {"z": norm.ppf(pit[:, 0])}, 99, 0)
+    assert alone.table.loc["z", "fault"] == "too high"
+    assert alone.verdict == "not calibrated: z is too high"
 
 
 def test_p_values_are_calibrated():

@@ -1,3 +1,4 @@
+import dataclasses
 from functools import partial
 
 import pyro
@@ -116,6 +117,9 @@ def test_a_guide_of_global_latents_has_one_gap():
     assert found.seconds[0] == run.seconds
     assert "\nnats; guide" in str(found)
     assert "fitted to the data " in str(found)
+    for value, told in ((0.9, True), (0.5, False)):
+        text = str(dataclasses.replace(found, k_hat=px.KHat(torch.tensor(value), 2000)))
+        assert (f"k-hat {value:.2f} (threshold 0.70" in text) == told
 
 
 def test_a_fit_that_leaves_the_family_below_the_guide_is_told():

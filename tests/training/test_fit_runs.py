@@ -33,6 +33,20 @@ def adam(params):
     return Adam(params, lr=0.05)
 
 
+def test_text_of_a_run_and_of_its_guide():
+    run = quiet(local, data=X, family=px.Diagonal(), num_steps=10, seed=3)
+    guide, loss, steps, stopped, compiled = str(run).splitlines()
+    assert guide == "guide    AutoJoint, Diagonal()"
+    assert loss == "loss     ELBO(num_particles=1, estimator='reparam')"
+    assert steps.startswith("steps    10 in ")
+    assert steps.endswith(" s, seed 3")
+    assert stopped == "stopped  num_steps=10 reached"
+    assert compiled == "compiled no"
+    assert repr(run.guide) == "AutoJoint(family=Diagonal())"
+    judged = quiet(local, data=X, seed=0)
+    assert str(judged).splitlines()[-1] == f"verdict  {judged.verdict}"
+
+
 # ---------------------------------------------------------------------- model and guide apart
 
 

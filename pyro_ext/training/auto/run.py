@@ -33,6 +33,9 @@ class JudgedRun(Run):
         """Number of gradients of the log density that the fit and its checks took."""
         return sum(attempt.gradients for attempt in self.history)
 
+    def _lines(self) -> dict[str, str]:
+        return {**super()._lines(), "verdict": str(self.verdict)}
+
     def sample(self, num_samples: int, *, corrected: bool | None = None) -> dict[str, Tensor]:
         """Draw latents, shape ``(num_samples, *site)`` each.
 

@@ -62,7 +62,7 @@ def drift(
         generator: Random numbers.
 
     References:
-        Hamiltonian Monte Carlo for posterior inference (Neal, 2011) | https://arxiv.org/abs/1206.1901
+        MCMC using Hamiltonian Dynamics (Neal, 2011) | https://arxiv.org/abs/1206.1901
     """
 
     def features(z: Tensor, u: Tensor) -> Tensor:

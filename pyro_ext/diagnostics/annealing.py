@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -65,8 +65,8 @@ class Annealing:
     per_datum: dict[str, Elements] | None
     acceptance: float
     effective: Float[Tensor, " *batch"]
-    log_weights: Float[Tensor, " chains *batch"] = field(repr=False)
-    simulated: Simulated | None = field(repr=False, default=None)
+    log_weights: Float[Tensor, " chains *batch"]
+    simulated: Simulated | None = None
 
     @property
     def reliable(self) -> bool:
@@ -92,6 +92,8 @@ class Annealing:
             rows["upper bound"] = self.upper
         lines = [f"{name:<12}  {estimate}" for name, estimate in rows.items()]
         return "\n".join([*lines, f"acceptance    {self.acceptance:.2f}", self.verdict])
+
+    __repr__ = __str__  # as a console and a notebook show it
 
 
 def ais(

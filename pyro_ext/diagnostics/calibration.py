@@ -106,6 +106,8 @@ class Calibration:
         """The table and the verdict."""
         return f"{self.table.to_string(float_format='%.3f')}\n{self.verdict}"
 
+    __repr__ = __str__  # as a console and a notebook show it
+
 
 def sbc(
     model: Callable[..., Any] | Fitted,

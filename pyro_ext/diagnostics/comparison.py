@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Comparison:
     """
 
     results: dict[str, Result]
-    reference: Reference | None = field(repr=False, default=None)
+    reference: Reference | None = None
     exact_evidence: float | None = None
 
     @property
@@ -119,6 +119,8 @@ class Comparison:
         lines.insert(1, "  ".join("-" * width for width in widths))
         verdicts = [f"  {text}" for text in self.verdicts.values()]
         return "\n".join([*lines, "", *self._notes(), "", *verdicts, "", self.choice])
+
+    __repr__ = __str__  # as a console and a notebook show it
 
     def save(self, folder: str | Path) -> None:
         """Write ``report.html``, the table, a PNG per figure and a NetCDF file per posterior.

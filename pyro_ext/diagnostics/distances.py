@@ -91,6 +91,8 @@ class Distances:
             ]
         return "\n".join(lines)
 
+    __repr__ = __str__  # as a console and a notebook show it
+
 
 def distances(
     posterior: Any, reference: Any, *, num_samples: int = 4000, seed: int = 0

@@ -94,6 +94,8 @@ class Evidence:
         lines = [f"{name:<{width}}  {estimate}" for name, estimate in rows.items()]
         return "\n".join([*lines, str(self.k_hat)])
 
+    __repr__ = __str__  # as a console and a notebook show it
+
 
 def evidence(
     model: Callable[..., Any] | Fitted,

@@ -90,6 +90,8 @@ class Gaps:
             lines.append(f"behind the log evidence and the approximation gap: {self.k_hat}")
         return "\n".join(lines)
 
+    __repr__ = __str__  # as a console and a notebook show it
+
 
 def gaps(
     model: Callable[..., Any] | Fitted,

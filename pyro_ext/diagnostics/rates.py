@@ -90,6 +90,8 @@ class Rates:
             ]
         )
 
+    __repr__ = __str__  # as a console and a notebook show it
+
 
 def rates(
     model: Callable[..., Any] | Fitted,

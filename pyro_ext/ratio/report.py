@@ -42,6 +42,18 @@ class CriticReport:
     p_value: float
     num_samples: int
 
+    def __str__(self) -> str:
+        """One line a number."""
+        return "\n".join(
+            [
+                f"accuracy           {self.accuracy:.4f} ± {self.accuracy_se:.4f}",
+                f"AUC                {self.auc:.4f}",
+                f"calibration error  {self.calibration_error:.4f}",
+                f"p-value of p = q   {self.p_value:.3g}",
+                f"held-out samples   {self.num_samples:,} of each side",
+            ]
+        )
+
 
 def report(log_r_p: Float[Tensor, " num_p"], log_r_q: Float[Tensor, " num_q"]) -> CriticReport:
     """Return what logits on held-out samples say about a critic.

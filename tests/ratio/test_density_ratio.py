@@ -122,6 +122,7 @@ def test_saturation_warns():
         found = ratio.kl()
     assert found.doubts
     assert ratio.report().auc == pytest.approx(1)
+    assert "AUC                1.0000\n" in str(ratio.report())
 
 
 @pytest.mark.parametrize("bridge", BRIDGES)

@@ -123,6 +123,12 @@ def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
     Raises:
         ValueError: If there are too few particles, or weights are NaN or infinite.
     """
+    if not (isinstance(log_weights, Tensor) and log_weights.is_floating_point()):
+        what = getattr(log_weights, "dtype", type(log_weights).__name__)
+        raise TypeError(
+            f"k_hat: expected log weights as a tensor of floating-point numbers; got {what}. "
+            "Write: torch.as_tensor(log_weights, dtype=torch.float64)."
+        )
     num = log_weights.shape[0]
     if num < MIN_DRAWS:
         raise ValueError(

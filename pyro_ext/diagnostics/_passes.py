@@ -20,6 +20,7 @@ from pyro_ext.weights import LogWeights, log_weights
 
 __all__ = [
     "Layout",
+    "check_draws",
     "inspect",
     "joint_weights",
     "local_weights",
@@ -292,6 +293,24 @@ def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
     return pairs[0].shape == expected.shape and torch.allclose(
         pairs[0], expected, rtol=1e-3, atol=1e-3
     )
+
+
+def check_draws(owner: str, num_samples: int, least: int) -> None:
+    """Raise if there are too few draws.
+
+    Args:
+        owner: Name of the diagnostic, for messages.
+        num_samples: Number of draws.
+        least: How few will do.
+
+    Raises:
+        ValueError: If they are fewer.
+    """
+    if num_samples < least:
+        raise ValueError(
+            f"{owner}: expected num_samples >= {least}; got {num_samples}. Write: "
+            "num_samples=1000."
+        )
 
 
 def pairs_per_pass(layout: Layout, chunk_size: int | None) -> int:

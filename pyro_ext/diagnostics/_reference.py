@@ -111,7 +111,7 @@ def to_reference(reference: Any) -> Reference:
     raise TypeError(
         "compare: expected reference to be a dict of draws, {'mu': (mean, sd)}, a DataTree with a "
         f"group 'posterior', or a pyro.infer.MCMC; got {type(reference).__name__}. "
-        "Write: reference=px.from_draws({'mu': draws})."
+        "Write: reference=px.from_draws({'mu': draws}), or px.to_datatree(run) of a run."
     )
 
 

@@ -87,13 +87,18 @@ def resolve(
                 f"px.{owner}(run.model, run.guide, x)."
             )
         return Target(model.model, model.guide, args, kwargs)
+    if isinstance(model, Fitted):
+        raise TypeError(
+            f"{owner}: expected a run alone, whose data are its own; got a run and a "
+            f"{type(guide).__name__}. Write: px.{owner}(run.model, run.guide, x), for other data."
+        )
     for role, fn in (("model", model), ("guide", guide)):
         if not callable(fn):
             raise TypeError(
                 f"{owner}: expected the {role} to be callable; got {type(fn).__name__}. "
                 f"Write: px.{owner}(model, guide, *args)."
             )
-    return Target(model, guide, args, kwargs)  # type: ignore[arg-type]
+    return Target(model, guide, args, kwargs)
 
 
 @contextmanager

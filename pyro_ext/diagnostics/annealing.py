@@ -150,7 +150,7 @@ def ais(
         (-3.531, -3.531)
     """
     _check("ais", num_chains, num_temperatures, num_leapfrog)
-    target = _with_start(resolve("ais", model, guide, args, kwargs), start)
+    target = _with_start("ais", resolve("ais", model, guide, args, kwargs), start)
     settings = (num_chains, num_temperatures, num_leapfrog, chunk_size)
     with undisturbed(target, seed) as plates:
         with drawable("ais") if start == "prior" else nullcontext():
@@ -211,7 +211,8 @@ def bdmc(
     settings = (num_chains, num_temperatures, num_leapfrog, chunk_size)
     with undisturbed(real, seed) as plates:
         drawn = simulate("bdmc", real)
-        target = _with_start(replace(real, args=drawn.args, kwargs=drawn.kwargs), start)
+        simulated = replace(real, args=drawn.args, kwargs=drawn.kwargs)
+        target = _with_start("bdmc", simulated, start)
         found = _run("BDMC", target, inspect(target, plates), settings, drawn)
     return _warned("bdmc", found, num_temperatures, start)
 
@@ -286,12 +287,13 @@ def _run(
     )
 
 
-def _with_start(target: Target, start: str) -> Target:
+def _with_start(owner: str, target: Target, start: str) -> Target:
     if start == "guide":
         return target
     if start != "prior":
         raise ValueError(
-            f"ais: expected start to be 'guide' or 'prior'; got {start!r}. Write: start='prior'."
+            f"{owner}: expected start to be 'guide' or 'prior'; got {start!r}. Write: "
+            "start='prior'."
         )
     return replace(target, guide=prior_of(target.model))
 

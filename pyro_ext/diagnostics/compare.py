@@ -84,6 +84,11 @@ def compare(
             "Write: px.compare({'mean field': run})."
         )
     for name, run in runs.items():
+        if not isinstance(name, str):
+            raise TypeError(
+                f"compare: expected names of runs to be texts; got {name!r}. Write: "
+                f"px.compare({{'{name}': run}})."
+            )
         if not isinstance(run, Fitted):
             raise TypeError(
                 f"compare: expected '{name}' to be a run, what px.fit returns; got "

@@ -109,6 +109,7 @@ def from_draws(
         attrs: Attributes of the tree.
 
     Raises:
+        TypeError: If it is no dict.
         ValueError: If the variables differ in their number of draws.
 
     Example:
@@ -116,6 +117,11 @@ def from_draws(
         >>> dict(tree["posterior"]["mu"].sizes)
         {'chain': 1, 'draw': 100}
     """
+    if not isinstance(draws, Mapping):
+        raise TypeError(
+            f"from_draws: expected a dict of draws by name; got {type(draws).__name__}. Write: "
+            "px.from_draws({'mu': draws})."
+        )
     tensors = {
         name: torch.as_tensor(np.asarray(_on_cpu(values))) for name, values in draws.items()
     }

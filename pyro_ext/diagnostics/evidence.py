@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_ext._psis import KHat, smooth
+from pyro_ext._psis import MIN_DRAWS, KHat, smooth
 from pyro_ext.diagnostics._estimates import Elements, Estimate, estimates
 from pyro_ext.diagnostics._passes import (
     Layout,
@@ -147,6 +147,11 @@ def evidence(
         raise ValueError(
             f"evidence: expected num_particles >= 1 and num_repeats >= 1; got {num_particles} and "
             f"{num_repeats}. Write: num_particles=1000, num_repeats=10."
+        )
+    if num_particles * num_repeats < MIN_DRAWS:
+        raise ValueError(
+            f"evidence: expected num_particles * num_repeats >= {MIN_DRAWS} draws; got "
+            f"{num_particles} * {num_repeats}. Write: num_particles=1000, num_repeats=10."
         )
     target = resolve("evidence", model, guide, args, kwargs)
     found = bounds_of(target, num_particles, num_repeats, chunk_size, seed)

@@ -10,10 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from pyro_ext._psis import KHat, k_hat
+from pyro_ext._psis import MIN_DRAWS, KHat, k_hat
 from pyro_ext.bounds import iwae
 from pyro_ext.diagnostics._estimates import Elements, Estimate, log_mean, mean
-from pyro_ext.diagnostics._passes import Layout, inspect, joint_weights, local_weights, progress
+from pyro_ext.diagnostics._passes import (
+    Layout,
+    check_draws,
+    inspect,
+    joint_weights,
+    local_weights,
+    progress,
+)
 from pyro_ext.diagnostics._refined import refined
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 
@@ -142,6 +149,7 @@ def gaps(
         >>> round(found.share, 2)
         1.0
     """
+    check_draws("gaps", num_samples, MIN_DRAWS if log_evidence is None else 2)
     target = resolve("gaps", model, guide, args, kwargs)
     seconds = getattr(model, "seconds", None) if guide is None else None
     seed = int(torch.randint(2**31, (), generator=_fork())) if seed is None else seed

@@ -5,8 +5,14 @@ from typing import Any
 
 import torch
 
-from pyro_ext._psis import KHat, k_hat
-from pyro_ext.diagnostics._passes import inspect, joint_weights, local_weights, progress
+from pyro_ext._psis import MIN_DRAWS, KHat, k_hat
+from pyro_ext.diagnostics._passes import (
+    check_draws,
+    inspect,
+    joint_weights,
+    local_weights,
+    progress,
+)
 from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
 
 __all__ = ["k_hat_joint", "k_hat_per_datapoint"]
@@ -41,12 +47,16 @@ def k_hat_joint(
         seed: Seed; the caller's random state stays as it was.
         **kwargs: Keyword arguments of both.
 
+    Raises:
+        ValueError: If there are too few draws, or weights are not finite.
+
     Example:
         >>> from pyro_ext.testing import NormalGlobal
         >>> exact = NormalGlobal(torch.zeros(5))
         >>> k_hat_joint(exact.model, exact.guide, exact.x, num_samples=100).verdict
         'good'
     """
+    check_draws("k_hat_joint", num_samples, MIN_DRAWS)
     target = resolve("k_hat_joint", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
@@ -82,7 +92,7 @@ def k_hat_per_datapoint(
         **kwargs: Keyword arguments of both.
 
     Raises:
-        ValueError: If the guide has no latents in a data plate.
+        ValueError: If the guide has no latents in a data plate, or there are too few draws.
 
     Example:
         >>> from pyro_ext.testing import NormalLocal
@@ -90,6 +100,7 @@ def k_hat_per_datapoint(
         >>> k_hat_per_datapoint(exact.model, exact.guide, exact.x, num_samples=100).values.shape
         torch.Size([5])
     """
+    check_draws("k_hat_per_datapoint", num_samples, MIN_DRAWS)
     target = resolve("k_hat_per_datapoint", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)

@@ -51,6 +51,9 @@ def nuts(
         seed: Seed; the caller's random state stays as it was.
         **kwargs: The model's keyword arguments.
 
+    Raises:
+        ValueError: If there is nothing to draw.
+
     Returns:
         What ``px.from_mcmc`` returns: ``px.compare(runs, reference=px.nuts(model, x))``.
 
@@ -64,6 +67,11 @@ def nuts(
         >>> dict(tree["posterior"]["mu"].sizes)
         {'chain': 2, 'draw': 20}
     """
+    if num_samples < 1 or num_chains < 1:
+        raise ValueError(
+            f"nuts: expected num_samples >= 1 and num_chains >= 1; got {num_samples} and "
+            f"{num_chains}. Write: num_samples=1000, num_chains=2."
+        )
     target = Target(model, model, args, kwargs)
     parts: list[dict[str, Tensor]] = []
     with undisturbed(target, seed), torch.enable_grad():

@@ -199,6 +199,7 @@ def importance_resample(
         The tree with the same groups, and the attribute ``k_hat``.
 
     Raises:
+        TypeError: If it is no tree.
         ValueError: If the tree holds no ``log_p`` and ``log_q``.
 
     Example:
@@ -208,6 +209,11 @@ def importance_resample(
         >>> importance_resample(tree).attrs["k_hat"]
         0.0
     """
+    if not hasattr(tree, "children"):
+        raise TypeError(
+            f"importance_resample: expected a DataTree; got {type(tree).__name__}. Write: "
+            "px.importance_resample(px.to_datatree(run))."
+        )
     stats: Any = tree["sample_stats"] if "sample_stats" in tree.children else {}
     if "log_p" not in stats or "log_q" not in stats:
         raise ValueError(

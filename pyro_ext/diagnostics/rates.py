@@ -15,7 +15,13 @@ from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.diagnostics._density import Density
 from pyro_ext.diagnostics._distances import TwoSample, mmd_test, sliced_wasserstein
 from pyro_ext.diagnostics._estimates import Elements, Estimate, mean
-from pyro_ext.diagnostics._passes import inspect, only_rows, pairs_per_pass, progress
+from pyro_ext.diagnostics._passes import (
+    check_draws,
+    inspect,
+    only_rows,
+    pairs_per_pass,
+    progress,
+)
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 from pyro_ext.structure import sample_sites, unwrapped
 
@@ -131,6 +137,7 @@ def rates(
         >>> int(found.active.sum()), round(found.elbo, 2)
         (1, -3.53)
     """
+    check_draws("rates", num_samples, 2)
     target = resolve("rates", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)

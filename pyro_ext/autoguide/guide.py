@@ -54,6 +54,11 @@ class PackedGuide(Cited, SummarizedGuide):
         self.init_loc_fn, self.init_scale = init_loc_fn, init_scale
         self.groups = ()
 
+    @property
+    def num_strata(self) -> int:
+        """What the number of particles is a multiple of, so that mixtures can share them out."""
+        return math.lcm(*(getattr(group.family, "num_components", 1) for group in self.groups))
+
     def extra_repr(self) -> str:
         """Return the family, for the text of the module."""
         return f"family={self.family}"

@@ -52,11 +52,15 @@ def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, fl
     else:
         guide.setup(*args, **kwargs)
         start = copy.deepcopy(guide)
+    strata, densities = start.num_strata, {group.family.density for group in start.groups}
     with _given(start, kwargs):
         run = fit(
             partial(target.model, **kwargs) if kwargs else target.model,
             start,
-            ELBO(num_particles=_PARTICLES, estimator="stl"),
+            ELBO(
+                num_particles=-(-_PARTICLES // strata) * strata,
+                estimator="stl" if densities == {"any"} else "reparam",
+            ),
             args,
             partial(torch.optim.Adam, lr=_RATE),
             schedule=partial(CosineAnnealingLR, T_max=num_steps),

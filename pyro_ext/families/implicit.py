@@ -151,5 +151,6 @@ class _Sampler(TorchDistribution):
         raise ValueError(
             "Implicit: expected a loss that needs no density of the guide, as one by density "
             "ratios; got one that asks for log q(z), and a network on noise is a sampler without "
-            "a density. Write: px.Flow('nsf'), a network on noise with one."
+            "a density. Write: px.Flow('nsf'), a network on noise with one; for its draws alone "
+            "px.from_draws(run.sample(1000))."
         )

@@ -1,6 +1,5 @@
 """Every loss with each of its estimators, and which of them can fit a guide."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +48,7 @@ def powers_of(guide: Any) -> Powers:
     groups = guide.groups if isinstance(guide, PackedGuide) else ()
     densities = {group.family.density for group in groups}
     worst = "none" if "none" in densities else "own" if "own" in densities else "any"
-    strata = math.lcm(*(getattr(group.family, "num_components", 1) for group in groups))
-    return Powers(worst, strata, len(groups) > 1)
+    return Powers(worst, guide.num_strata if groups else 1, len(groups) > 1)
 
 
 def losses_of(powers: Powers) -> tuple[list[BoundLoss], list[BoundLoss]]:

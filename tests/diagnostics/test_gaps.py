@@ -144,6 +144,19 @@ def test_a_fit_that_leaves_the_family_below_the_guide_is_told():
     assert gaps(run, num_samples=200, num_steps=200, seed=0).amortization.value > -0.1
 
 
+@pytest.mark.parametrize(
+    "family", [px.Mixture(px.Diagonal(), num_components=3), px.Flow("planar")], ids=str
+)
+def test_families_that_share_out_particles_or_score_their_own_draws(family):
+    exact = MODELS["global"]
+    guide = px.AutoJoint(exact.model, family=family)
+    run = px.fit(exact.model, guide, px.ELBO(3), exact.args, num_steps=1, seed=0)
+    found = gaps(run, num_samples=99, num_steps=200, seed=0)
+    assert found.best_elbo.value.isfinite()
+    again = px.sbc(run, num_simulations=2, num_draws=9, num_steps=2, seed=0)
+    assert again.refits == 2
+
+
 def test_gaps_need_an_automatic_guide():
     exact = MODELS["local"]
     with pytest.raises(TypeError, match=r"one of the automatic guides.*got method"):

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_ext._progress import hidden
 from pyro_ext.diagnostics._target import Target, WholePlates
 from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import is_delta, sample_sites
@@ -201,7 +202,7 @@ def progress(total: int, what: str) -> "tqdm[Any]":
         total: Units of work.
         what: What is being done.
     """
-    return tqdm(total=total, desc=what, delay=2, disable=None, leave=False, unit_scale=True)
+    return tqdm(total=total, desc=what, delay=2, disable=hidden(), leave=False, unit_scale=True)
 
 
 def points_of(target: Target, trace: Trace | None = None) -> list[str]:

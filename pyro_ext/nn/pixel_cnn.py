@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_ext._progress import hidden
 from pyro_ext.nn.masked_conv import MaskedConv2d
 
 __all__ = ["PixelCNN"]
@@ -139,7 +140,9 @@ class PixelCNN(nn.Module):
         like = next(self.parameters())
         x = like.new_zeros(num, self.in_channels, *size)
         pixels = [(row, column) for row in range(size[0]) for column in range(size[1])]
-        for row, column in tqdm(pixels, desc="pixels", leave=False, disable=not progress or None):
+        for row, column in tqdm(
+            pixels, desc="pixels", leave=False, disable=hidden(wanted=progress)
+        ):
             # What is below the row is not seen, and need not be computed.
             above = None if context is None else context[..., : row + 1, :]
             logits = self(x[..., : row + 1, :], above)[..., row, column]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_ext.training.files import DamagedFile, read, write
+from pyro_ext.training.checks import whole
+from pyro_ext.training.files import DamagedFile, read, unreadable, write
 
 __all__ = ["Checkpoints"]
 
@@ -30,6 +31,7 @@ class Checkpoints:
             warn.
 
     Raises:
+        TypeError: If ``folder`` is no path, or a number no whole one.
         ValueError: If an option is not in its range.
 
     Example:
@@ -52,7 +54,15 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         """Check the options."""
+        if not isinstance(self.folder, (str, Path)):
+            raise TypeError(
+                f"Checkpoints: expected a folder; got {self.folder!r}. Write: "
+                "px.Checkpoints('runs/first')."
+            )
         for name in ("every", "keep"):
+            write = f"{name}={3 if name == 'keep' else 1000}"
+            number = whole(getattr(self, name), name, write=write, owner="Checkpoints")
+            object.__setattr__(self, name, number)
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"Checkpoints: expected {name} >= 1; got {getattr(self, name)}. Write: "
@@ -74,6 +84,23 @@ class Checkpoints:
         """The seed of the run whose checkpoints these are; None if there are none."""
         found = self.last()
         return None if found is None else int(found[1]["asked"]["seed"])
+
+    def check(self, state: dict[str, Any]) -> None:
+        """Raise if a part of what is to be saved could not be read again.
+
+        Args:
+            state: The part.
+
+        Raises:
+            TypeError: If it holds more than tensors, numbers and strings.
+        """
+        if found := unreadable(state):
+            raise TypeError(
+                "fit: expected optimizer, schedule and loss to keep tensors, numbers and texts "
+                f"alone, as a checkpoint is read without running code; got {found}. Write: "
+                "schedules with attributes of such kinds, as LambdaLR with a function, or "
+                "checkpoints=None."
+            )
 
     def save(self, step: int, payload: dict[str, Any]) -> None:
         """Write a checkpoint, and remove those that are too old; a full disk is told, no error.

@@ -1,13 +1,73 @@
-"""What ``fit`` is given for a loss, an optimizer and a schedule."""
+"""What ``fit`` is given: numbers, a loss, an optimizer, a schedule, and functions to call."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pyro.optim import PyroOptim
 
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.callbacks import Callback
 
-__all__ = ["check_functions", "check_loss"]
+__all__ = ["check_functions", "check_kind", "check_loss", "checked_callbacks", "whole"]
+
+
+def whole(number: Any, name: str, *, write: str, owner: str = "fit") -> int:
+    """Return a number of steps, rows or the like as an int, ``1e4`` and NumPy's, too.
+
+    Args:
+        number: What was given.
+        name: Name of the option.
+        write: The line to write instead.
+        owner: Whose option it is.
+
+    Raises:
+        TypeError: If it is no whole number.
+    """
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    if not isinstance(number, bool):
+        try:
+            return operator.index(number)
+        except TypeError:
+            pass
+    raise TypeError(
+        f"{owner}: expected {name} to be a whole number; got {number!r}. Write: {write}."
+    )
+
+
+def check_kind(given: Any, kinds: tuple[type, ...], expected: str, write: str) -> None:
+    """Raise unless an option is None or of one of some classes.
+
+    Args:
+        given: The option.
+        kinds: The classes.
+        expected: Its name, and what it is to be.
+        write: The line to write instead.
+
+    Raises:
+        TypeError: If it is something else.
+    """
+    if given is not None and not isinstance(given, kinds):
+        raise TypeError(f"fit: expected {expected}; got {type(given).__name__}. Write: {write}.")
+
+
+def checked_callbacks(given: Any) -> tuple[Callback, ...]:
+    """Return callbacks, if they are functions in a sequence.
+
+    Args:
+        given: The callbacks.
+
+    Raises:
+        TypeError: If they are not.
+    """
+    callbacks = tuple(given) if isinstance(given, Iterable) else (None,)
+    if not all(map(callable, callbacks)):
+        raise TypeError(
+            f"fit: expected callbacks to be a list of functions; got {given!r}. Write: "
+            "callbacks=[f]."
+        )
+    return callbacks
 
 
 def check_loss(loss: Any) -> None:

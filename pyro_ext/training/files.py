@@ -3,16 +3,20 @@
 import hashlib
 import io
 import os
+import re
 import tempfile
+from collections import Counter, OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-__all__ = ["DamagedFile", "read", "write"]
+__all__ = ["DamagedFile", "plain", "read", "unreadable", "write"]
 
 VERSION = 1
 _MAGIC = b"pyro_ext "
+_NESTS = (dict, Counter, OrderedDict, list, tuple)
 
 
 class DamagedFile(ValueError):
@@ -27,9 +31,7 @@ def write(path: Path, kind: str, payload: Any) -> None:
         kind: What it is, one word.
         payload: Tensors, numbers, strings and nests of them.
     """
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    body = buffer.getvalue()
+    body = _body(payload)
     digest = hashlib.sha256(body).hexdigest()
     head = b"%s%s %d\n%d %s\n" % (_MAGIC, kind.encode(), VERSION, len(body), digest.encode())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,8 +87,46 @@ def read(path: Path, kind: str) -> Any:
     try:
         return torch.load(io.BytesIO(body), weights_only=True)
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
         raise DamagedFile(
             f"{path}: expected tensors and numbers alone; got something else, which was not run: "
-            f"{first}."
+            f"{_culprit(error)}."
         ) from error
+
+
+def plain(payload: Any) -> Any:
+    """Return a payload with Python's numbers for NumPy's, which no reader of weights takes.
+
+    Args:
+        payload: Anything.
+    """
+    if isinstance(payload, np.generic):
+        return payload.item()
+    if type(payload) not in _NESTS:
+        return payload
+    if isinstance(payload, dict):
+        return type(payload)({plain(name): plain(value) for name, value in payload.items()})
+    return type(payload)(map(plain, payload))
+
+
+def unreadable(payload: Any) -> str | None:
+    """Return what in a payload could be written and not be read; None if there is nothing.
+
+    Args:
+        payload: What is to be written.
+    """
+    try:
+        torch.load(io.BytesIO(_body(payload)), weights_only=True)
+    except Exception as error:  # some things cannot even be written
+        return _culprit(error)
+    return None
+
+
+def _body(payload: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(plain(payload), buffer)
+    return buffer.getvalue()
+
+
+def _culprit(error: Exception) -> str:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return found[1] if found else str(error).strip().splitlines()[0].rstrip(".")

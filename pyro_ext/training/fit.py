@@ -16,7 +16,13 @@ from pyro_ext.training.auto.entry import fit_bare, fit_without_settings
 from pyro_ext.training.batches import arguments
 from pyro_ext.training.callbacks import Callback
 from pyro_ext.training.checkpoints import Checkpoints
-from pyro_ext.training.checks import check_functions, check_loss
+from pyro_ext.training.checks import (
+    check_functions,
+    check_kind,
+    check_loss,
+    checked_callbacks,
+    whole,
+)
 from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.loader import loader_in
@@ -141,8 +147,24 @@ def fit(
         >>> round(run.guide.median()["mu"].item(), 1)
         3.0
     """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "fit: expected gradients to be possible; got a torch.inference_mode() around the fit. "
+            "Write: px.fit(...) outside of it, or torch.no_grad(), within which a fit has its own."
+        )
     check_loss(loss)
     check_functions(optim, schedule)
+    check_kind(holdout, (Holdout,), "holdout to be a px.Holdout", "holdout=px.Holdout(x_test)")
+    check_kind(plateau, (Plateau,), "plateau to be a px.Plateau", "plateau=px.Plateau()")
+    folder = "checkpoints to be a folder or a px.Checkpoints"
+    check_kind(checkpoints, (Checkpoints, str, Path), folder, "checkpoints='runs/first'")
+    callbacks = checked_callbacks(callbacks)
+    if num_steps is not None:
+        num_steps = whole(num_steps, "num_steps", write="num_steps=2000")
+    if batch_size is not None:
+        batch_size = whole(batch_size, "batch_size", write="batch_size=100")
+    if seed is not None:
+        seed = whole(seed, "seed", write="seed=0")
     if loader_in(arguments(data)) is not None:
         _check_loader(batch_size, searching="auto" in (optim, family))
         loss = ELBO() if loss is None else loss
@@ -152,6 +174,10 @@ def fit(
     options |= {"holdout": holdout, "plateau": plateau, "checkpoints": checkpoints}
     options |= {"callbacks": callbacks or None, "clip_norm": clip_norm, "chunk": chunk}
     options |= {"num_steps": num_steps}
+    chosen: dict[str, Any] = {"train": train, "nonfinite": nonfinite}
+    chosen |= {"compile": compile, "deterministic": deterministic}
+    usual = {"train": "both", "nonfinite": "raise", "compile": "auto", "deterministic": False}
+    options |= {name: None if chosen[name] == usual[name] else chosen[name] for name in usual}
     rows: Any = {"batch_size": batch_size, "plate": plate}
     rest: Any = {"seed": seed, "progress": progress}
     if optim == "auto" or family == "auto":
@@ -162,8 +188,7 @@ def fit(
             )
         return fit_without_settings(fit, model, guide, data, family, options, **rows, **rest)
     asked = [guide, family, *options.values(), *rows.values()]
-    usual = (train, nonfinite, compile, deterministic) == ("both", "raise", "auto", False)
-    if usual and ranks.size == 1 and all(option is None for option in asked):
+    if ranks.size == 1 and all(option is None for option in asked):
         run = fit_bare(model, data, **rest)
         if run is not None:
             return run
@@ -185,8 +210,8 @@ def fit(
             f"fit: expected compile to be 'auto', True, False or 'record'; got {compile!r}. "
             "Write: compile='auto'."
         )
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm}. Write: clip_norm=10.0.")
+    if clip_norm is not None and (isinstance(clip_norm, str) or not clip_norm > 0):
+        raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm!r}. Write: clip_norm=10.0.")
     if isinstance(checkpoints, (str, Path)):
         checkpoints = Checkpoints(checkpoints)
     if seed is None and checkpoints is not None:
@@ -211,7 +236,7 @@ def fit(
         holdout=holdout,
         plateau=plateau,
         checkpoints=checkpoints,
-        callbacks=tuple(callbacks),
+        callbacks=callbacks,
         seed=ranks.gather(seed)[0],
         progress=progress,
         ranks=ranks,

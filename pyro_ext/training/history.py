@@ -100,9 +100,10 @@ class History:
             setattr(self, name, list(state[name]))
 
     def go_on(self) -> None:
-        """Forget the record of a last step that is the last no more."""
-        if self.elbo_steps and self.elbo_steps[-1] % RECORD_EVERY:
-            del self.elbo_steps[-1], self.elbos[-1]
+        """Forget the records of a last step that is the last no more, or was broken off."""
+        taken = len(self.losses)
+        kept = [n for n in self.elbo_steps if n < taken and n % RECORD_EVERY == 0]
+        self.elbos, self.elbo_steps = self.elbos[: len(kept)], kept
 
     def shown(self) -> dict[str, str]:
         """Return what a progress bar shows: the loss, and the bound per datum."""

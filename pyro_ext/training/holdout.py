@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_ext._modules import evaluated
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.checks import whole
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.history import History
 
@@ -32,6 +33,7 @@ class Holdout:
         loss: What to look at; by default the loss of the fit, without its annealing.
 
     Raises:
+        TypeError: If ``every`` is no whole number, or the loss none of this package.
         ValueError: If ``every`` is not positive.
 
     Example:
@@ -50,6 +52,13 @@ class Holdout:
 
     def __post_init__(self) -> None:
         """Check the options."""
+        every = whole(self.every, "every", write="every=200", owner="Holdout")
+        object.__setattr__(self, "every", every)
+        if self.loss is not None and not isinstance(self.loss, BoundLoss):
+            raise TypeError(
+                f"Holdout: expected a loss of pyro_ext; got {self.loss!r}. Write: "
+                "px.Holdout(x_test, loss=px.IWAE(100))."
+            )
         if self.every < 1:
             raise ValueError(f"Holdout: expected every >= 1; got {self.every}. Write: every=200.")
 
@@ -95,6 +104,7 @@ class Plateau:
         patience: Number of windows in a row without a fall.
 
     Raises:
+        TypeError: If ``window`` or ``patience`` is no whole number.
         ValueError: If an option is not in its range.
 
     Example:
@@ -111,7 +121,10 @@ class Plateau:
 
     def __post_init__(self) -> None:
         """Check the options."""
-        if self.window < 2 * _PARTS or self.z < 0 or self.patience < 1:
+        for name, write in (("window", "window=500"), ("patience", "patience=2")):
+            number = whole(getattr(self, name), name, write=write, owner="Plateau")
+            object.__setattr__(self, name, number)
+        if self.window < 2 * _PARTS or not self.z >= 0 or self.patience < 1:
             raise ValueError(
                 f"Plateau: expected window >= {2 * _PARTS}, z >= 0 and patience >= 1; got {self}. "
                 "Write: px.Plateau(window=500)."
@@ -156,6 +169,15 @@ def annealing_end(loss: BoundLoss) -> int:
     if isinstance(steps, float):
         steps = math.ceil(steps * ((loss.total or 1) - 1))
     return int(steps)
+
+
+def anneals_a_share(loss: BoundLoss) -> bool:
+    """Tell whether a loss is annealed for a share of the run, whatever its length.
+
+    Args:
+        loss: The loss.
+    """
+    return isinstance(loss, Annealed) and isinstance(loss.schedule.num_steps, float)
 
 
 def _mean_and_error(window: Tensor) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.checks import whole
 from pyro_ext.training.randomness import get_random, set_random
 
 __all__ = ["Chunks"]
@@ -34,7 +35,8 @@ class Chunks:
             )
         self._loss, self._auto = loss, chunk == "auto"
         self._total = loss.particles.inner * loss.particles.outer
-        self.size: int | None = chunk if isinstance(chunk, int) else None
+        given = None if chunk in (None, "auto") else chunk
+        self.size = given if given is None else whole(given, "chunk", write="chunk=50")
         self._made: tuple[int | None, BoundLoss] = None, loss
 
     @property
@@ -44,6 +46,17 @@ class Chunks:
             chunked = self._loss if self.size is None else self._loss.in_chunks(self.size)
             self._made = self.size, chunked
         return self._made[1]
+
+    def adopt(self, size: int | None) -> bool:
+        """Go on in the chunks of another run, if they are to be found; return whether they differ.
+
+        Args:
+            size: Its number of particles at once, None for all.
+        """
+        differs = self._auto and size != self.size
+        if differs:
+            self.size = size
+        return differs
 
     def run(
         self,

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_ext.training.compiled.checked import checked_optimizer, checked_schedule
 from pyro_ext.training.compiled.optimizer import AllParameters, Average, joint_factor
+from pyro_ext.training.files import plain
 from pyro_ext.training.options import asked_of
 from pyro_ext.training.snapshot import check_asked
 
@@ -64,6 +65,8 @@ class Optimizers:
             self.for_graph.include(params)
             self.optimizers = [o for o in (self.for_graph.torch,) if o is not None]
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:  # so that a fit that goes on computes as one that was never stopped
+            group.update(plain({n: value for n, value in group.items() if n != "params"}))
         taken = {id(param) for group in groups for param in group["params"]}
         # What makes the optimizer may leave parameters out: these stay as they are.
         self.params = [param for param in params if id(param) in taken]

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_ext.training.files import plain
+
 __all__ = ["asked_of"]
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -37,7 +39,7 @@ def asked_of(optimizers: Sequence[Optimizer], schedulers: Sequence[LRScheduler])
 
 def _plain(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield the public options that are numbers, texts, or sequences or counters of such."""
-    for name, value in options.items():
+    for name, value in plain(dict(options)).items():
         if isinstance(value, Tensor):
             value = tuple(value.flatten().tolist()) if value.dim() else value.item()
         if isinstance(value, Mapping):

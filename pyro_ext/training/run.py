@@ -11,6 +11,7 @@ from torch import Tensor
 from pyro_ext._cited import Cited, references_of
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.checks import whole
 from pyro_ext.training.loader import loader_in
 from pyro_ext.weights import log_weights
 
@@ -118,12 +119,19 @@ class Run(Cited):
             num_steps: Number of further steps.
 
         Raises:
-            ValueError: If the fit has nothing to go on with, as an automatic one.
+            TypeError: If ``num_steps`` is no whole number.
+            ValueError: If it is not positive, or the fit has nothing to go on with, as an
+                automatic one.
         """
         if self.session is None:
             raise ValueError(
                 "Run.resume: expected a run of px.fit with settings; got one that was found "
                 "without. Write: px.fit(model, run.guide, data=data)."
+            )
+        num_steps = whole(num_steps, "num_steps", write="run.resume(1000)", owner="Run.resume")
+        if num_steps < 1:
+            raise ValueError(
+                f"Run.resume: expected num_steps >= 1; got {num_steps}. Write: run.resume(1000)."
             )
         self.session.resume(num_steps)
         resumed: Run = self.session.run()

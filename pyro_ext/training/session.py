@@ -11,6 +11,7 @@ import torch
 from tqdm.auto import tqdm
 
 from pyro_ext._checks import Pair
+from pyro_ext._progress import hidden
 from pyro_ext._run import held
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
@@ -21,6 +22,7 @@ from pyro_ext.training.compiled.builder import buffers
 from pyro_ext.training.compiled.proof import unchanged
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.history import RECORD_EVERY, History
+from pyro_ext.training.holdout import anneals_a_share
 from pyro_ext.training.loader import LoaderBatches, loader_in
 from pyro_ext.training.memory import Chunks
 from pyro_ext.training.nonfinite import Blowups
@@ -30,7 +32,13 @@ from pyro_ext.training.randomness import get_random, set_random
 from pyro_ext.training.run import Run
 from pyro_ext.training.settings import Settings
 from pyro_ext.training.signals import Signals
-from pyro_ext.training.snapshot import check_asked, digest, load_tensors, named_tensors
+from pyro_ext.training.snapshot import (
+    check_asked,
+    check_tensors,
+    digest,
+    load_tensors,
+    named_tensors,
+)
 from pyro_ext.training.stepper import Stepper, Taken
 from pyro_ext.training.store import OwnedEntries
 
@@ -61,7 +69,7 @@ class Session:
         self._store = OwnedEntries(model, guide)
         self._chunks = Chunks(settings.loss, settings.chunk)
         loss, ranks = self._chunks.loss, settings.ranks
-        self._ranks, self._fresh = ranks, True
+        self._ranks, self._fresh, self._readable = ranks, True, settings.checkpoints is None
         if ranks.size > 1 and not loss.needs_density:
             raise ValueError(
                 f"fit: expected a loss without a critic in {ranks.size} processes, each of which "
@@ -135,7 +143,7 @@ class Session:
             initial=self.number,
             desc="fit",
             leave=False,
-            disable=None if self.settings.progress and self._ranks.rank == 0 else True,
+            disable=hidden(wanted=self.settings.progress and self._ranks.rank == 0),
         )
         still = held(self.params.held)
         signals = Signals(wanted=checkpoints is not None)
@@ -148,6 +156,7 @@ class Session:
                 self.seconds = time.perf_counter() - start
                 bar.update()
                 if checkpoints is not None:
+                    self._check_readable(checkpoints)
                     end = self._ranks.largest(signals.received)[0]
                     if self.number % checkpoints.every == 0 or end:
                         self._save()
@@ -194,6 +203,7 @@ class Session:
     def _step(self, step: Step) -> None:
         settings, number = self.settings, self.number
         last = number == self.num_steps - 1
+        self._tell_time()
         self.history.before(number, settings.model, settings.guide, step, last=last)
         self._blowups.before(number, self.stepper.optimizers)
         taken = self._take(step)
@@ -205,10 +215,10 @@ class Session:
             self._bar.set_postfix(self.history.shown())
         holdout, plateau = settings.holdout, settings.plateau
         if holdout is not None and (self.number % holdout.every == 0 or last):
-            self.history.holdout_steps.append(number)
             self.history.holdout.append(
                 holdout.evaluate(settings.model, settings.guide, settings.loss, settings.devices)
             )
+            self.history.holdout_steps.append(number)
         if plateau is not None:
             self.stopped = plateau.reached(self.history, settings.loss, self._blowups.steps)
         self._call_back(Progress(number, self.num_steps, self.history))
@@ -220,16 +230,27 @@ class Session:
         if not (callbacks := self.settings.callbacks):
             return
         told = [callback(progress) for callback in callbacks if self._ranks.rank == 0]
+        for answer in told:
+            if not (answer is None or isinstance(answer, str)):
+                raise TypeError(
+                    "fit: expected a callback to return None, or a text that stops the fit; got "
+                    f"{answer!r}. Write: return 'why' to stop, or return None."
+                )
         first = next(filter(None, told), None)
         if self._ranks.largest(first is not None)[0]:
             self.stopped = self.stopped or self._ranks.gather(first)[0]
+
+    def _tell_time(self) -> None:
+        """Let an annealed loss be at this step of this run: other runs may have it, too."""
+        for loss in (self.settings.loss, self._chunks.loss):
+            if isinstance(loss, Annealed):
+                loss.step, loss.total = self.number, self.settings.num_steps
 
     def _take(self, step: Step) -> Taken:
         """Take a step, with fewer particles at once if there is not the memory for all."""
 
         def act(loss: BoundLoss) -> Taken:
-            if isinstance(loss, Annealed):
-                loss.step = self.number
+            self._tell_time()
             return self.stepper.take(step, self.number, self.num_steps - self.number)
 
         return self._chunks.run(act, self.settings.devices, self.stepper.change_loss)
@@ -242,6 +263,13 @@ class Session:
         state = self._state()
         if self._ranks.rank == 0:
             checkpoints.save(self.number, state)
+
+    def _check_readable(self, checkpoints: Checkpoints) -> None:
+        """Look once whether checkpoints can be read, rather than when the first one is needed."""
+        if not self._readable and self.stepper.optimizers is not None:
+            loss = self._chunks.loss.training_state()
+            checkpoints.check({"stepper": self.stepper.state(), "loss": loss})
+            self._readable = True
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -269,9 +297,11 @@ class Session:
             "train": settings.train,
             "clip_norm": settings.clip_norm,
             "seed": settings.seed,
+            "schedule": "none" if settings.schedule is None else "one of learning rates",
         }
-        # A schedule of learning rates is made for a number of steps.
-        return asked if settings.schedule is None else asked | {"num_steps": settings.num_steps}
+        # A schedule is made for a number of steps.
+        made_for_a_number = settings.schedule is not None or anneals_a_share(settings.loss)
+        return asked | {"num_steps": settings.num_steps} if made_for_a_number else asked
 
     def _take_up(self, checkpoints: Checkpoints) -> None:
         found = checkpoints.last()
@@ -283,7 +313,13 @@ class Session:
         if found is None:
             return
         (path, state), self._fresh = found, False
-        check_asked(state["asked"], self._asked(), f"fit: {path}")
+        asked = self._asked()
+        # What an older file does not tell is taken to be the same.
+        check_asked({**asked, **state["asked"]}, asked, f"fit: {path}")
+        check_tensors(self._named, state["tensors"], f"fit: {path}")
+        if self._chunks.adopt(state["chunk"]):
+            self.stepper.change_loss(self._chunks.loss)
+        self.stepper.load(state["stepper"], f"fit: {path}")
         load_tensors(self._named, state["tensors"], f"fit: {path}")
         self.number, self.seconds, self.stopped = (
             state["number"],
@@ -292,10 +328,6 @@ class Session:
         )
         if self.number < self.num_steps and (self.stopped or "").startswith("num_steps"):
             self.stopped = None
-        if state["chunk"] != self._chunks.size:
-            self._chunks.size = state["chunk"]
-            self.stepper.change_loss(self._chunks.loss)
-        self.stepper.load(state["stepper"], f"fit: {path}")
         self._chunks.loss.load_training_state(state["loss"])
         self.batches.load(state["batches"])
         self.history.load(state["history"])
@@ -338,13 +370,17 @@ class Session:
 
     @contextmanager
     def _isolated(self) -> Iterator[None]:
-        """Leave the caller's random states as they were, and go on with the fit's own."""
+        """Leave the caller's random states as they were, and go on with the fit's own.
+
+        Gradients are on, also within a caller's ``torch.no_grad()``.
+        """
         devices = self.settings.devices
         before = get_random(devices)
         if self._random is not None:
             set_random(self._random, devices)
         try:
-            yield
+            with torch.enable_grad():
+                yield
         finally:
             self._random = get_random(devices)
             set_random(before, devices)

@@ -14,7 +14,7 @@ from pyro_ext.training.compiled.private import flatten
 from pyro_ext.training.compiled.walk import SCALARS
 from pyro_ext.training.files import DamagedFile
 
-__all__ = ["check_asked", "digest", "load_tensors", "named_tensors"]
+__all__ = ["check_asked", "check_tensors", "digest", "load_tensors", "named_tensors"]
 
 
 def named_tensors(
@@ -47,8 +47,8 @@ def named_tensors(
     return {name: found[name] for name in once.values()}
 
 
-def load_tensors(into: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
-    """Copy saved tensors into those of the same names.
+def check_tensors(into: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Raise unless saved tensors are like those of a pair.
 
     Args:
         into: The tensors of a pair.
@@ -72,6 +72,20 @@ def load_tensors(into: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: 
                 f"got {tuple(old.shape)} in {old.dtype}. Write: the model and guide that were "
                 "saved, or another folder."
             )
+
+
+def load_tensors(into: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
+    """Copy saved tensors into those of the same names.
+
+    Args:
+        into: The tensors of a pair.
+        saved: What was saved of another one.
+        what: The file that they come from, for the message.
+
+    Raises:
+        DamagedFile: If names, shapes or dtypes differ.
+    """
+    check_tensors(into, saved, what)
     with torch.no_grad():
         for name, tensor in into.items():
             tensor.copy_(saved[name])

@@ -7,8 +7,11 @@ import stat
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from torch.optim import Adam
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 from training.checkpoint_cases import fit, same, stopped_at
 
 import pyro_ext as px
@@ -42,6 +45,39 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, number, tmp_path):
         fit(tmp_path, callbacks=[stopped_at(number)], **options)
     torch.manual_seed(99)  # another process has other numbers, and other first parameters
     same(fit(tmp_path, **options), never)
+
+
+NUMPYS = {
+    "rate": {"optim": partial(Adam, lr=np.float32(0.05))},
+    "steps": {"schedule": partial(CosineAnnealingLR, T_max=np.int64(40))},
+    "milestones": {"schedule": partial(MultiStepLR, milestones=np.arange(5, 40, 5))},
+    "norm": {"clip_norm": np.float64(2.0)},
+    "seed": {"seed": np.int64(3)},
+    "number": {"num_steps": np.int64(40), "batch_size": np.int64(4)},
+}
+
+
+@pytest.mark.parametrize("name", NUMPYS)
+def test_numbers_of_numpy_are_saved_as_those_of_python(name, tmp_path):
+    """Files are read without running code, and so without NumPy's numbers."""
+    options = NUMPYS[name]
+    torch.manual_seed(1)
+    never = fit(**options)
+    torch.manual_seed(1)
+    with pytest.raises(KeyError, match="stopped here"):
+        fit(tmp_path, callbacks=[stopped_at(22)], **options)
+    torch.manual_seed(99)
+    same(fit(tmp_path, **options), never)
+
+
+def test_chunks_are_those_that_are_asked_for_now(tmp_path):
+    """As where a run has ended for want of memory."""
+    options = {"loss": px.IWAE(6), "num_steps": 10}
+    fit(tmp_path, **options)
+    sizes = [
+        fit(tmp_path, chunk=chunk, **options)[0].session._chunks.size for chunk in (2, "auto")
+    ]
+    assert sizes == [2, None]
 
 
 def test_a_run_that_was_stopped_before_its_graph_compiles_where_it_would_have(tmp_path):

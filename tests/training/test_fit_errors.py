@@ -1,7 +1,9 @@
-"""A loss, an optimizer or a schedule that a fit cannot use is refused, with the line to write."""
+"""What a fit cannot use is refused, with the line to write."""
 
+import io
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -24,7 +26,15 @@ def model(x):
 
 
 def fit(**options):
-    options = {"optim": ADAM, "num_steps": 3, "compile": False, "progress": False, **options}
+    pyro.clear_param_store()
+    options = {
+        "optim": ADAM,
+        "num_steps": 3,
+        "compile": False,
+        "progress": False,
+        "seed": 0,
+        **options,
+    }
     return px.fit(model, px.AutoJoint(model), data=X, **options)
 
 
@@ -91,12 +101,130 @@ ERRORS = {
     ),
 }
 
+NUMBERS = {
+    "steps in part": (lambda: fit(num_steps=2.5), r"fit: expected num_steps to be .*; got 2\.5\."),
+    "no number of steps": (lambda: fit(num_steps=float("nan")), "fit: expected num_steps .* nan"),
+    "steps as a text": (lambda: fit(num_steps="10"), "fit: expected num_steps .*; got '10'"),
+    "true steps": (lambda: fit(num_steps=True), "fit: expected num_steps .*; got True"),
+    "rows as a text": (lambda: fit(batch_size="3"), "fit: expected batch_size .*; got '3'"),
+    "particles in part": (
+        lambda: fit(chunk=0.5),
+        r"fit: expected chunk .*; got 0\.5\. Write: chun",
+    ),
+    "seed in part": (
+        lambda: fit(seed=1.5),
+        r"fit: expected seed to be a whole number; got 1\.5\.",
+    ),
+    "further steps": (lambda: fit().resume("5"), "Run.resume: expected num_steps .*; got '5'"),
+    "looks": (
+        lambda: px.Holdout(X, every=0.5),
+        r"Holdout: expected every .*; got 0\.5\. Write: ev",
+    ),
+    "window": (lambda: px.Plateau(window=50.5), r"Plateau: expected window .*; got 50\.5\. Write"),
+    "patience": (lambda: px.Plateau(patience="2"), "Plateau: expected patience .*; got '2'"),
+    "steps between": (
+        lambda: px.Checkpoints("a", every="9"),
+        "Checkpoints: expected every .* '9'",
+    ),
+    "files kept": (lambda: px.Checkpoints("a", keep=1.5), "Checkpoints: expected keep .*; got 1"),
+}
+OBJECTS = {
+    "held-out data alone": (
+        lambda: fit(holdout=X),
+        r"fit: expected holdout to be a px\.Holdout; got Tensor\. Write: holdout=px\.",
+    ),
+    "number for a plateau": (
+        lambda: fit(plateau=3),
+        r"fit: expected plateau to be a px\.Plateau; got int\. Write: plateau=px\.Plateau\(\)",
+    ),
+    "number for a folder": (
+        lambda: fit(checkpoints=5),
+        r"fit: expected checkpoints to be a folder or a px\.Checkpoints; got int\. Write: ",
+    ),
+    "number for the folder": (
+        lambda: px.Checkpoints(3),
+        r"Checkpoints: expected a folder; got 3\. Write: px\.Checkpoints\('runs/first'\)",
+    ),
+    "callback without a list": (
+        lambda: fit(callbacks=print),
+        r"fit: expected callbacks to be a list of functions; got <.*\. Write: callbacks=\[f\]",
+    ),
+    "number for a callback": (
+        lambda: fit(callbacks=[3]),
+        r"fit: expected callbacks to be a list of functions; got \[3\]\.",
+    ),
+    "callback with a number": (
+        lambda: fit(callbacks=[lambda progress: progress.loss]),
+        r"fit: expected a callback to return None, or a text .*; got \d.*\. Write: return 'why'",
+    ),
+    "loss to look at": (
+        lambda: px.Holdout(X, loss=px.ELBO),
+        r"Holdout: expected a loss of pyro_ext; got <class .*\. Write: px\.Holdout\(x_test, loss=",
+    ),
+}
+ERRORS |= NUMBERS | OBJECTS
+
 
 @pytest.mark.parametrize("name", ERRORS)
 def test_errors(name):
     call, message = ERRORS[name]
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@pytest.mark.parametrize("number", [0, -5])
+def test_further_steps(number):
+    with pytest.raises(ValueError, match=rf"Run\.resume: expected num_steps >= 1; got {number}\."):
+        fit().resume(number)
+
+
+def test_a_norm_as_a_text():
+    with pytest.raises(ValueError, match=r"fit: expected clip_norm > 0; got '3'\. Write: clip"):
+        fit(clip_norm="3")
+
+
+def test_whole_numbers_of_other_kinds_are_taken():
+    torch.manual_seed(1)
+    run = fit(num_steps=6.0, batch_size=np.int64(3), seed=np.int64(4), loss=px.ELBO(4), chunk=2.0)
+    torch.manual_seed(1)
+    same = fit(num_steps=6, batch_size=3, seed=4, loss=px.ELBO(4), chunk=2)
+    assert np.array_equal(run.losses, same.losses)
+    assert run.session._chunks.size == 2
+
+
+# ---------------------------------------------------------------------- where a fit is called
+
+
+def test_gradients_are_on_within_no_grad():
+    torch.manual_seed(1)
+    with torch.no_grad():
+        run = fit()
+        assert not torch.is_grad_enabled()
+    torch.manual_seed(1)
+    assert np.array_equal(run.losses, fit().losses)
+
+
+def test_inference_mode_is_refused():
+    with (
+        torch.inference_mode(),
+        pytest.raises(
+            ValueError, match=r"fit: expected gradients .*; got a torch\.inference_mode"
+        ),
+    ):
+        fit()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_there_is_no_bar_where_standard_error_is_closed(closed, monkeypatch):
+    stream = io.StringIO()
+    stream.close()
+    monkeypatch.setattr("sys.stderr", stream if closed else None)
+    assert fit(progress=True).num_steps == 3
+    found = px.fit(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), seed=0)
+    assert found.verdict.grade == "trusted"
+
+
+# ---------------------------------------------------------------------- optimizers
 
 
 @pytest.mark.parametrize("optim", [SGD, RMSprop, torch.optim.Rprop, torch.optim.ASGD])

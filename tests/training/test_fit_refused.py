@@ -5,11 +5,18 @@ import os
 import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR, StepLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    MultiStepLR,
+    StepLR,
+)
 from training.checkpoint_cases import Model, X, fit, same, stopped_at
 
 import pyro_ext as px
@@ -67,6 +74,85 @@ def test_rates_that_the_fit_has_changed_are_no_other_options(tmp_path):
         fit(tmp_path, optim=decaying, callbacks=[stopped_at(22)])
     torch.manual_seed(99)
     same(fit(tmp_path, optim=decaying), never)
+
+
+SCHEDULES = {
+    "added": (None, STEPS, r"whose schedule is 'one of learning rates'; got 'none'\. Write"),
+    "left out": (STEPS, None, r"whose schedule is 'none'; got 'one of learning rates'\. Write"),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_that_is_added_or_left_out_is_another(name, tmp_path):
+    before, now, message = SCHEDULES[name]
+    fit(tmp_path, schedule=before, num_steps=12)
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, schedule=now, num_steps=12)
+
+
+def test_annealing_for_a_share_of_the_steps_is_made_for_their_number(tmp_path):
+    share = px.Annealed(px.ELBO(), px.LinearSchedule(0.1, 1.0, num_steps=0.5))
+    fit(tmp_path, loss=share, schedule=None, num_steps=12)
+    with pytest.raises(ValueError, match=r"whose num_steps is 30; got 12\. Write"):
+        fit(tmp_path, loss=share, schedule=None, num_steps=30)
+    steps = px.Annealed(px.ELBO(), px.LinearSchedule(0.1, 1.0, num_steps=5))
+    fit(tmp_path / "steps", loss=steps, schedule=None, num_steps=12)
+    run, _ = fit(tmp_path / "steps", loss=steps, schedule=None, num_steps=30)
+    assert run.num_steps == 30
+
+
+def test_a_pair_is_as_it_was_after_a_refusal(tmp_path):
+    fit(tmp_path, num_steps=12)
+    torch.manual_seed(7)
+    model = Model()
+    before = model.loc.clone()
+    with pytest.raises(ValueError, match="whose lr is"):
+        fit(tmp_path, model=model, optim=partial(Adam, lr=0.01), num_steps=12)
+    assert torch.equal(model.loc, before)
+
+
+# ---------------------------------------------------------------------- unreadable states
+
+
+class Decay:
+    """A rate with an attribute that no reader of weights takes."""
+
+    def __init__(self):
+        self.rates = np.full(100, 0.5)
+
+    def __call__(self, step):
+        return self.rates[step]
+
+
+class Own(LRScheduler):
+    """A schedule with such an attribute."""
+
+    def __init__(self, optimizer):
+        self.decay = Decay()
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [rate * self.decay(self.last_epoch) for rate in self.base_lrs]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [(partial(LambdaLR, lr_lambda=Decay()), "multiarray._reconstruct"), (Own, "Decay")],
+)
+def test_a_schedule_whose_state_cannot_be_read_is_refused_at_once(schedule, name, tmp_path):
+    match = rf"tensors, numbers and texts alone.*; got \S*{name}\. Write: schedules with"
+    seen = []
+    with pytest.raises(TypeError, match=match):
+        fit(tmp_path, schedule=schedule, callbacks=[seen.append])
+    assert len(seen) == 1
+    assert fit(schedule=schedule)[0].num_steps == 40
+
+
+def test_what_is_unreadable_in_a_file_is_named(tmp_path):
+    path = tmp_path / "step-000000001.pt"
+    path.write_bytes(as_file({"asked": Own}))
+    with pytest.raises(ValueError, match=r"which was not run: \S+\.Own\. "):
+        px.Checkpoints(tmp_path).last()
 
 
 # ---------------------------------------------------------------------- bad files

@@ -1,5 +1,6 @@
 """Held-out looks, plateaus, callbacks, longer runs, less memory, and fitted pairs in a file."""
 
+import dataclasses
 import subprocess
 import sys
 from functools import partial
@@ -162,12 +163,13 @@ def test_a_loss_that_falls_is_no_plateau(seed):
     assert run.stopped == "num_steps=400 reached"
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
 @pytest.mark.parametrize("num_steps", [300, 0.75])
-def test_no_plateau_before_the_annealing_ends(num_steps):
-    loss = px.Annealed(px.ELBO(), px.LinearSchedule(1.0, 1.0, num_steps=num_steps))
+def test_no_plateau_before_the_annealing_ends(num_steps, chunk):
+    loss = px.Annealed(px.ELBO(2), px.LinearSchedule(1.0, 1.0, num_steps=num_steps))
     still = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731
-    plateau = px.Plateau(window=20, z=5.0, patience=1)
-    run = quiet(local, data=X, loss=loss, optim=still, num_steps=400, plateau=plateau, seed=0)
+    options = {"plateau": px.Plateau(window=20, z=5.0, patience=1), "seed": 0, "chunk": chunk}
+    run = quiet(local, data=X, loss=loss, optim=still, num_steps=400, **options)
     assert run.num_steps == annealing_end(loss) + 40
 
 
@@ -237,6 +239,49 @@ def test_a_longer_run_is_one_that_was_longer_from_the_start(batch_size):
     assert longer.num_steps == 60
     assert first.num_steps == 23
     assert list(pyro.get_param_store().keys()) == []
+
+
+@pytest.mark.parametrize("loss", [px.ELBO(), px.IWAE(2)])
+@pytest.mark.parametrize("further", [10, 1])
+def test_a_step_that_was_broken_off_leaves_no_record(loss, further):
+    """Step 50 is recorded whatever comes, and the only step of one more is the last."""
+    broken = []
+
+    def breaking(x):
+        if broken:
+            raise KeyboardInterrupt
+        local(x)
+
+    guide = px.AutoPerDatapoint(breaking)
+    first = quiet(breaking, guide, loss, X, adam, num_steps=50, seed=0)
+    broken.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        first.resume(further)
+    broken.clear()
+    run = first.resume(60)
+    assert run.elbo_steps.tolist() == [0, 50, 100, 109]
+    assert len(run.elbo_per_datum) == 4
+    if isinstance(loss, px.ELBO):
+        np.testing.assert_allclose(run.elbo_per_datum, -run.losses[run.elbo_steps] / 10)
+
+
+def test_a_look_that_fails_leaves_no_record():
+    looks = px.Holdout(X[:4], every=5)
+    guide = px.AutoPerDatapoint(local)
+    run = quiet(local, guide, px.ELBO(), X, adam, num_steps=4, seed=0)
+    broken = dataclasses.replace(run.session.settings, holdout=looks)
+    run.session.settings = broken
+    with pytest.raises(ValueError, match="expected plate 'data' to have the 10 datapoints"):
+        run.resume(5)
+    assert run.session.history.holdout_steps == []
+
+
+def test_a_loss_that_is_annealed_in_two_runs_has_the_time_of_each():
+    loss = px.Annealed(px.ELBO(), px.LinearSchedule(0.0, 1.0, num_steps=0.5))
+    run = quiet(local, amortized(), loss, X, adam, num_steps=20, seed=0)
+    quiet(local, amortized(), loss, X, adam, num_steps=1000, seed=0)
+    run.resume(10)
+    assert loss.beta == 1.0
 
 
 def test_a_run_goes_to_arviz():

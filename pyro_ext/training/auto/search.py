@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_ext._progress import hidden
 from pyro_ext.families import Diagonal, Family, Flow, FullCovariance, LowRank
 from pyro_ext.losses import ELBO
 from pyro_ext.training.auto.affine import Affine, Map, elbo, fixed_draws, log_ratios
@@ -89,7 +90,7 @@ class _Search:
         self.generator = torch.Generator().manual_seed(seed)
         self.history: list[Attempt] = []
         self.mark = (0, 0, time.perf_counter())
-        self.bar = tqdm(desc="fit", leave=False, disable=None if progress else True, unit="stage")
+        self.bar = tqdm(desc="fit", leave=False, disable=hidden(wanted=progress), unit="stage")
 
     def run(self, only: Family | None) -> AutoRun:
         families = ladder(self.density.dim) if only is None else (only,)

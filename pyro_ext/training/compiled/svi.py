@@ -12,6 +12,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_ext._progress import hidden
 from pyro_ext.training.compiled.batches import forever
 from pyro_ext.training.compiled.builder import Built, build
 from pyro_ext.training.compiled.eager import eager_step
@@ -183,7 +184,7 @@ class CompiledSVI:
             )
         parts, taken = [torch.zeros(0)], 0
         calls = repeat(args) if batches is None else forever(batches)
-        shown = tqdm(total=num_steps, desc="run", leave=False, disable=None if progress else True)
+        shown = tqdm(total=num_steps, desc="run", leave=False, disable=hidden(wanted=progress))
         with shown as bar:
             while taken < num_steps:
                 here = next(calls)

@@ -1,11 +1,11 @@
 """Where the rows of each step come from, in an order that can be taken up again."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pyro import poutine
@@ -25,9 +25,13 @@ __all__ = [
     "Step",
     "arguments",
     "batches_of",
-    "count_rows",
+    "check_plate",
+    "dealt",
     "plates_of",
+    "told_rows",
 ]
+
+Dealt = TypeVar("Dealt")
 
 
 def arguments(data: Any) -> tuple[Any, ...]:
@@ -93,7 +97,7 @@ class Batches(ABC):
         if step is None:
             self._began, self._taken = self._random_state(), 0
             self._epoch = self._begin()
-            step = next(self._epoch)
+            step = dealt(self._epoch)
         self._taken += 1
         return step
 
@@ -124,8 +128,27 @@ class Batches(ABC):
             self._set_random_state(self._began)
             self._epoch = self._begin()
             for _ in range(self._taken):
-                next(self._epoch)
+                dealt(self._epoch)
         self._set_random_state(state["now"])
+
+
+def dealt(epoch: Iterator[Dealt]) -> Dealt:
+    """Return the next of an epoch.
+
+    Args:
+        epoch: The epoch.
+
+    Raises:
+        ValueError: If there is none, as in a loader whose data can be gone through once.
+    """
+    found = next(epoch, None)
+    if found is None:
+        raise ValueError(
+            "fit: expected a DataLoader that has batches in each epoch, as many as in the one "
+            "before; got an epoch that ended early. Write: an IterableDataset whose __iter__ "
+            "begins anew, or drop_last=False where there are fewer rows than batch_size."
+        )
+    return found
 
 
 class FullBatch(Batches):
@@ -260,19 +283,41 @@ def batches_of(
     return FullBatch(Step(data, share=1 / ranks.size))
 
 
-def count_rows(pair: Pair, plate: str | None) -> int:
-    """Return the number of rows of the data plate, or 1 if it cannot be told.
+def told_rows(pair: Pair, plate: str | None) -> int | None:
+    """Return the number of rows of the data plate, or None if it cannot be told.
 
     Args:
         pair: Model, guide and the model's arguments, with all rows.
         plate: Name of the data plate, or None to find it.
+
+    Raises:
+        ValueError: If the model has no plate of this name.
     """
     with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
         trace, _ = traces(pair)
-    sizes = _fitting(_frames(trace), pair.args)
+    frames = _frames(trace)
+    check_plate(plate, list(frames))
+    sizes = _fitting(frames, pair.args)
     if plate in sizes:
         return sizes[plate]
-    return next(iter(sizes.values())) if len(sizes) == 1 else 1
+    return next(iter(sizes.values())) if len(sizes) == 1 else None
+
+
+def check_plate(plate: str | None, plates: Sequence[str]) -> None:
+    """Raise if a data plate is named that the model does not have.
+
+    Args:
+        plate: Its name, or None.
+        plates: Names of the model's plates.
+
+    Raises:
+        ValueError: If it has none of this name.
+    """
+    if plate is not None and plate not in plates:
+        raise ValueError(
+            f"fit: expected plate to be one of the model's, {sorted(plates)}; got {plate!r}. "
+            "Write: the name of one of them, or leave it out."
+        )
 
 
 def plates_of(model: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def fit(
         data: The model's argument, or a tuple of its arguments; None if it takes none. Or a
             ``DataLoader`` whose batches are an argument, a tuple of arguments, or a map of
             keyword arguments; where the model has a plate over the rows of a batch, it is scaled
-            to the length of the loader's data.
+            to the length of the loader's data, or of the subset that its sampler draws from.
         optim: From a list of parameters to a torch optimizer, or one function for ``"model"`` and
             one for ``"guide"``, of the same kind of optimizer; by default, if any other option is
             given, Adam, from 0.02 down to 0 on a cosine. Beside Adam, parameters with sparse

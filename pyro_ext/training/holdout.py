@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_ext._checks import Pair
 from pyro_ext._modules import evaluated
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
+from pyro_ext.training.batches import told_rows
 from pyro_ext.training.checks import whole
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.history import History
@@ -69,7 +71,7 @@ class Holdout:
         loss: BoundLoss,
         devices: Sequence[int],
     ) -> float:
-        """Return minus the loss per row.
+        """Return minus the loss.
 
         Args:
             model: The model.
@@ -77,13 +79,29 @@ class Holdout:
             loss: The loss of the fit.
             devices: GPUs whose random state is left alone.
         """
-        data = self.data
-        args = tuple(data) if isinstance(data, (tuple, list)) else (data,)
-        rows = next((len(a) for a in args if isinstance(a, Tensor) and a.dim()), 1)
         used = self.loss or (loss.elbo if isinstance(loss, Annealed) else loss)
         with evaluated(*in_sight(model, guide)), torch.random.fork_rng(devices=list(devices)):
             torch.manual_seed(0)
-            return -used.loss(model, guide, *args) / rows
+            return -used.loss(model, guide, *self._args)
+
+    def count(
+        self, model: Callable[..., Any], guide: Callable[..., Any], plate: str | None
+    ) -> int:
+        """Return the number of held-out rows: of the data plate, or of the first tensor.
+
+        Args:
+            model: The model.
+            guide: Its guide.
+            plate: Name of the data plate, or None to find it.
+        """
+        with evaluated(*in_sight(model, guide)):
+            rows = told_rows(Pair(model, guide, self._args, {}), plate)
+        tensors = (a for a in self._args if isinstance(a, Tensor) and a.dim())
+        return next((len(tensor) for tensor in tensors), 1) if rows is None else rows
+
+    @property
+    def _args(self) -> tuple[Any, ...]:
+        return tuple(self.data) if isinstance(self.data, (tuple, list)) else (self.data,)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+)
 
 from pyro_ext.minibatch import MiniBatch, has_rows
-from pyro_ext.training.batches import Batches, Step, plates_of
+from pyro_ext.training.batches import Batches, Step, check_plate, dealt, plates_of
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.ranks import Ranks
 
@@ -30,7 +36,8 @@ class LoaderBatches(Batches):
     """The batches of a loader: a tensor, a tuple of arguments, or a map of keyword arguments.
 
     They go to the device of the parameters. Where the model has a plate with one element per row
-    of the batch, it is scaled by N/B, with N the length of the loader's data.
+    of the batch, it is scaled by N/B, with N the length of the loader's data, or of the part of
+    them that its ``SubsetRandomSampler`` draws.
 
     Args:
         model: The model.
@@ -67,17 +74,14 @@ class LoaderBatches(Batches):
         params = (p for module in in_sight(model, guide) for p in module.parameters())
         self._device = next((param.device for param in params), torch.device("cpu"))
         self._minibatch: Callable[..., MiniBatch] | None = None
-        try:
-            self.num_data = len(loader.dataset)  # type: ignore[arg-type]
-        except TypeError:
-            self.num_data = 1
-        first = self._step_of(next(iter(loader)))
+        self.num_data = _num_rows(loader)
+        first = self._step_of(dealt(iter(loader)))
         name = _rows_plate(model, first, plate)
         if name is not None:
             if self.num_data == 1:
                 raise ValueError(
                     f"fit: expected a loader that knows how many rows there are, to scale plate "
-                    f"'{name}'; got one without a length. Write: pyro.plate('{name}', size, "
+                    f"'{name}'; got one that does not tell. Write: pyro.plate('{name}', size, "
                     "subsample=rows) in the model, with the rows that the loader gives."
                 )
             self._minibatch = partial(MiniBatch, name, self.num_data, sliced=True)
@@ -113,9 +117,24 @@ class LoaderBatches(Batches):
             self._loader.generator.set_state(state["loader"])
 
 
+def _num_rows(loader: DataLoader[Any]) -> int:
+    """Return the number of rows that a loader draws from, 1 if it does not tell."""
+    drawn = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    sampler = getattr(drawn, "sampler", drawn)
+    if isinstance(sampler, SubsetRandomSampler):
+        return len(sampler.indices)
+    if loader.batch_sampler is None and not isinstance(drawn, BatchSampler):
+        return 1  # the data are batches, as many as there are
+    try:
+        return len(loader.dataset)  # type: ignore[arg-type]
+    except TypeError:
+        return 1
+
+
 def _rows_plate(model: Callable[..., Any], step: Step, plate: str | None) -> str | None:
     """Return the plate with one element per row of the batch; None if the model subsamples."""
     frames = plates_of(model, *step.args, **step.kwargs)
+    check_plate(plate, list(frames))
     given = (*step.args, *step.kwargs.values())
     whole = [f for f in frames.values() if f.full_size is None or f.full_size == f.size]
     fitting = [f.name for f in whole if any(has_rows(value, f.size) for value in given)]

@@ -35,19 +35,28 @@ class Blowups:
             optimizer of at most 50 steps before, and halve all learning rates.
         pair: Model and guide.
         loss: The loss.
-        named: Parameters by name.
+        named: Parameters and buffers by name.
+        restore: Lets the buffers that a step changes be what they were before it.
 
     Raises:
         ValueError: If ``way`` is unknown.
     """
 
-    def __init__(self, way: str, pair: Pair, loss: BoundLoss, named: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        way: str,
+        pair: Pair,
+        loss: BoundLoss,
+        named: Mapping[str, Tensor],
+        restore: Callable[[], None],
+    ) -> None:
         if way not in _WAYS:
             raise ValueError(
                 f"fit: expected nonfinite to be one of {list(_WAYS)}; got {way!r}. Write: "
                 "nonfinite='raise'."
             )
         self._way, self._pair, self._loss, self._named = way, pair, loss, named
+        self._restore = restore
         self._kept: list[tuple[Tensor, Tensor]] = []
         self.steps: list[int] = []
 
@@ -61,6 +70,22 @@ class Blowups:
         if self._way == "halve" and (number % RECORD_EVERY == 0 or not self._kept):
             self._keep(optimizers)
 
+    def kept(self) -> list[Tensor]:
+        """Return what ``"halve"`` goes back to, for a checkpoint."""
+        return [kept for _, kept in self._kept]
+
+    def load(self, kept: Sequence[Tensor], optimizers: Optimizers | None) -> None:
+        """Take over what another run goes back to.
+
+        Args:
+            kept: What ``kept`` returned.
+            optimizers: The optimizers, in the state of the other run's.
+        """
+        if self._way == "halve":
+            self._keep(optimizers)
+            # Before the first step there were no optimizers, whose tensors come last.
+            self._kept = [(now, saved) for (now, _), saved in zip(self._kept, kept, strict=False)]
+
     def handle(self, number: int, taken: Taken, step: Step, optimizers: Optimizers | None) -> None:
         """Raise, or do what was asked for instead.
 
@@ -73,7 +98,9 @@ class Blowups:
         Raises:
             ValueError: If that was asked for, or it happens again and again.
         """
+        self._restore()
         error = self._explain(number, taken, step)
+        self._restore()  # the batch was run again
         if self._way == "raise":
             raise error
         self.steps.append(number)

@@ -49,7 +49,7 @@ class Optimizers:
         sparse: Sequence[int] | None = None,
         average: Average | None = None,
     ) -> None:
-        self._clip_norm = clip_norm
+        self._clip_norm, self._halvings = clip_norm, 0
         self.for_graph: AllParameters | None = None
         if sparse is None:
             grads = enumerate(param.grad for param in params)
@@ -88,24 +88,31 @@ class Optimizers:
 
     def step_schedules(self) -> None:
         """Step the schedulers alone, where a graph has updated the parameters."""
+        # A schedule may make a rate of the last one, or of rates of its own: it sees them whole.
+        factor = 2.0**self._halvings
+        self._scale(factor)
         for scheduler in self.schedulers:
             scheduler.step()
+        self._scale(1 / factor)
 
     def halve(self) -> None:
-        """Halve all learning rates, from now on."""
+        """Halve all learning rates, from now on, whatever the schedule."""
+        self._halvings += 1
+        self._scale(0.5)
+
+    def _scale(self, factor: float) -> None:
+        if factor == 1:
+            return
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                for key in ("lr", "initial_lr"):
-                    if key in group:
-                        group[key] = group[key] / 2
-        for scheduler in self.schedulers:
-            scheduler.base_lrs = [rate / 2 for rate in scheduler.base_lrs]
+                group["lr"] = group["lr"] * factor
 
     def state(self) -> dict[str, Any]:
         """Return the state of optimizers and schedulers."""
         return {
             "asked": self.asked,
             "sparse": self.sparse,
+            "halvings": self._halvings,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedulers": [scheduler.state_dict() for scheduler in self.schedulers],
         }
@@ -122,6 +129,7 @@ class Optimizers:
         """
         # Another version of torch may have other options, and this package knew none before.
         saved, asked = state.get("asked", {}), self.asked
+        self._halvings = state.get("halvings", 0)
         both = [name for name in asked if name in saved]
         check_asked({n: saved[n] for n in both}, {n: asked[n] for n in both}, what)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):

@@ -15,7 +15,7 @@ from pyro_ext._progress import hidden
 from pyro_ext._run import held
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.training.batches import Batches, Step, batches_of, count_rows
+from pyro_ext.training.batches import Batches, Step, batches_of, told_rows
 from pyro_ext.training.callbacks import Progress
 from pyro_ext.training.checkpoints import Checkpoints
 from pyro_ext.training.compiled.builder import buffers
@@ -25,6 +25,7 @@ from pyro_ext.training.history import RECORD_EVERY, History
 from pyro_ext.training.holdout import anneals_a_share
 from pyro_ext.training.loader import LoaderBatches, loader_in
 from pyro_ext.training.memory import Chunks
+from pyro_ext.training.moving import MovingBuffers
 from pyro_ext.training.nonfinite import Blowups
 from pyro_ext.training.optimizers import Optimizers
 from pyro_ext.training.parameters import find_parameters, optimizer_by_side
@@ -92,7 +93,7 @@ class Session:
             trained = self.params.trained
             plate = settings.plate or getattr(guide, "plate", None)
             changing = buffers((model, guide, loss))
-            num_data = count_rows(pair, plate) if dealt is None else dealt.num_data
+            num_data = told_rows(pair, plate) or 1 if dealt is None else dealt.num_data
             self._changing, ranks.trained = changing, trained
             still = partial(unchanged, changing, trained[0].device)
             self.history = History(loss, num_data, still, ranks)
@@ -123,7 +124,11 @@ class Session:
             self.stepper = Stepper(model, guide, loss, trained, make, graphs, ranks)
             every = (*trained, *self.params.held)
             self._named = named_tensors(model, guide, loss, every)
-            self._blowups = Blowups(settings.nonfinite, pair, loss, self._named)
+            self._moving = MovingBuffers()
+            restore = self._moving.restore
+            self._blowups = Blowups(settings.nonfinite, pair, loss, self._named, restore)
+            if settings.holdout is not None:
+                self._num_held_out = settings.holdout.count(model, guide, plate)
             if changing:
                 self._rehearse(still)
             self._start_together()
@@ -206,6 +211,7 @@ class Session:
         self._tell_time()
         self.history.before(number, settings.model, settings.guide, step, last=last)
         self._blowups.before(number, self.stepper.optimizers)
+        self._moving.keep()
         taken = self._take(step)
         if not taken.applied:
             self._blowups.handle(number, taken, step, self.stepper.optimizers)
@@ -216,7 +222,10 @@ class Session:
         holdout, plateau = settings.holdout, settings.plateau
         if holdout is not None and (self.number % holdout.every == 0 or last):
             self.history.holdout.append(
-                holdout.evaluate(settings.model, settings.guide, settings.loss, settings.devices)
+                holdout.evaluate(
+                    settings.model, settings.guide, self._chunks.loss, settings.devices
+                )
+                / self._num_held_out
             )
             self.history.holdout_steps.append(number)
         if plateau is not None:
@@ -283,6 +292,7 @@ class Session:
             "batches": self.batches.state(),
             "history": self.history.state(),
             "blowups": self._blowups.steps,
+            "kept": self._blowups.kept(),
             "chunk": self._chunks.size,
             "random": self._ranks.gather(get_random(self.settings.devices)),
         }
@@ -334,6 +344,7 @@ class Session:
         if self.number < self.num_steps:
             self.history.go_on()
         self._blowups.steps = list(state["blowups"])
+        self._blowups.load(state.get("kept", ()), self.stepper.optimizers)
         rank, states = self._ranks.rank, state["random"]
         if rank < len(states):
             set_random(states[rank], self.settings.devices)
@@ -359,7 +370,8 @@ class Session:
         settings, start = self.settings, self.batches.state()
         loss, learned = self._chunks.loss, self._chunks.loss.training_state()
         step = next(self.batches)
-        with unchanged(), held(self.params.held), step.context:
+        moving = self._moving.found(self._changing)
+        with unchanged(), moving, held(self.params.held), step.context:
             loss.differentiable_loss(settings.model, settings.guide, *step.args, **step.kwargs)
         loss.load_training_state(learned)
         self.batches.load(start)

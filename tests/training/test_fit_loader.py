@@ -8,7 +8,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    SubsetRandomSampler,
+    TensorDataset,
+)
 
 import pyro_ext as px
 from pyro_ext.training import graphs
@@ -131,6 +137,29 @@ def test_a_model_that_is_given_its_rows_needs_no_scale():
     check_scale((given, guide), loader_of(TensorDataset(X, rows), batch_size=5), X, rows)
 
 
+HALF = (1, 3, 5, 6, 8)
+SUBSETS = {
+    "sampler": lambda data, part: DataLoader(data, batch_size=1, sampler=part),
+    "batches": lambda data, part: DataLoader(
+        data, batch_sampler=BatchSampler(part, 1, drop_last=False)
+    ),
+    "lists": lambda data, part: DataLoader(
+        data, batch_size=None, sampler=BatchSampler(part, 1, drop_last=False)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SUBSETS)
+def test_the_rows_are_those_of_the_subset_that_is_drawn_from(name):
+    """Its size scales the plate, as where the other rows are held out."""
+    pair, loss = (model, amortized(init_scale=1e-6)), px.ELBO(form="entropy")
+    loader = SUBSETS[name](TensorDataset(X), SubsetRandomSampler(HALF))
+    still = partial(torch.optim.SGD, lr=0.0)
+    run = quiet(*pair, loss, loader, still, num_steps=5, seed=0)
+    assert run.num_data == 5
+    assert run.losses.mean() == pytest.approx(loss.loss(*pair, X[list(HALF)]), abs=1e-3)
+
+
 def test_faults_are_named():
     bad = X.clone()
     bad[7] = float("nan")
@@ -144,7 +173,41 @@ class Stream(IterableDataset):
         return iter(X)
 
 
+class Once(Stream):
+    """Data that can be gone through once."""
+
+    def __init__(self):
+        self.rows = iter(X)
+
+    def __iter__(self):
+        return self.rows
+
+
+def fit_from(loader, **options):
+    def given(x):
+        with pyro.plate("rows", 99, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0), obs=x)
+
+    return quiet(given, lambda x: None, px.ELBO(), loader, num_steps=9, seed=0, **options)
+
+
 REFUSED = {
+    "no batch": (
+        lambda: fit_from(LOADERS["tuples"](batch_size=11, drop_last=True)),
+        r"expected a DataLoader that has batches in each epoch.*; got an epoch that ended early",
+    ),
+    "one epoch": (
+        lambda: fit_from(DataLoader(Once(), batch_size=2)),
+        r"expected a DataLoader that has batches in each epoch.*Write: an IterableDataset whose",
+    ),
+    "batches for data": (
+        lambda: quiet(model, amortized(), px.ELBO(), DataLoader(X.split(2), batch_size=None)),
+        r"expected a loader that knows how many rows there are.*; got one that does not tell",
+    ),
+    "no such plate": (
+        lambda: quiet(model, amortized(), px.ELBO(), LOADERS["tuples"](), plate="dta"),
+        r"fit: expected plate to be one of the model's, \['data'\]; got 'dta'\. Write: the name",
+    ),
     "a table": (
         lambda: quiet(model, px.AutoPerDatapoint(model), px.ELBO(), LOADERS["tuples"]()),
         r"which of the 10 rows of plate 'data' a batch has.*a DataLoader, which does not tell",

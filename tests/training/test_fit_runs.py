@@ -121,6 +121,45 @@ def test_layers_are_in_the_mode_for_use_while_looked_at():
     assert False in modes
 
 
+def weighed(scale, x):
+    mu = pyro.sample("mu", dist.Normal(0.0, scale.sum()))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+
+def test_a_look_is_divided_by_the_rows_of_the_data_plate():
+    """The first argument has other rows than the data."""
+    held_out, guide = (torch.ones(3), X[:4]), px.AutoJoint(weighed, init_scale=1e-6)
+    still = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731
+    looks = px.Holdout(held_out, every=1, loss=px.ELBO(form="entropy"))
+    run = quiet(
+        weighed, guide, px.ELBO(), (torch.ones(3), X), still, num_steps=1, seed=0, holdout=looks
+    )
+    expected = -px.ELBO(form="entropy").loss(weighed, guide, *held_out) / 4
+    np.testing.assert_allclose(run.holdout_per_datum, expected, rtol=1e-3)
+
+
+def test_a_look_takes_no_more_particles_at_once_than_a_step(monkeypatch):
+    real, most = px.IWAE._weigh, []
+
+    def counted(self, pair, particles):
+        most.append(particles.inner)
+        return real(self, pair, particles)
+
+    monkeypatch.setattr(px.IWAE, "_weigh", counted)
+    looks = px.Holdout(X[:4], every=1)
+    quiet(local, amortized(), px.IWAE(12), X, adam, num_steps=2, holdout=looks, chunk=3)
+    assert max(most) == 3
+
+
+def test_a_plate_that_the_model_does_not_have_is_refused():
+    match = (
+        r"fit: expected plate to be one of the model's, \['data'\]; got 'dta'\. Write: the name"
+    )
+    with pytest.raises(ValueError, match=match):
+        quiet(local, amortized(), px.ELBO(), X, adam, num_steps=2, plate="dta")
+
+
 def test_a_look_is_without_annealing():
     loss = px.Annealed(px.ELBO(), px.LinearSchedule(0.0, 1.0, num_steps=0.9))
     still = lambda params: torch.optim.SGD(params, lr=0.0)  # noqa: E731

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.guide import GuideMessenger
@@ -19,7 +20,13 @@ from pyro_ext.structure import trace_params, trainable
 from pyro_ext.training.badrows import nonfinite_rows
 from pyro_ext.training.compiled.checked import checked_optimizer
 
-__all__ = ["TRAIN", "Parameters", "find_parameters", "optimizer_by_side"]
+__all__ = [
+    "TRAIN",
+    "Parameters",
+    "check_none_new",
+    "find_parameters",
+    "optimizer_by_side",
+]
 
 TRAIN = ("both", "model", "guide")
 
@@ -74,6 +81,29 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
         )
     chosen = {id(param) for param in trained}
     return Parameters(trained, [param for param in every if id(param) not in chosen])
+
+
+def check_none_new(known: int, trained: list[Tensor]) -> None:
+    """Raise if a step has made a parameter, which no optimizer knows.
+
+    Args:
+        known: Number of parameters in Pyro's store before the step.
+        trained: The trained parameters.
+
+    Raises:
+        ValueError: If there is a new one; the message names it.
+    """
+    stored = pyro.get_param_store()._params
+    if len(stored) == known:
+        return
+    ids = {id(param) for param in trained}
+    for name, param in list(stored.items())[known:]:
+        if param.requires_grad and id(param) not in ids:
+            raise ValueError(
+                "fit: expected each parameter to be there from the first step on; got "
+                f"'{name}' later, which would never be trained. Write: pyro.param('{name}', ...) "
+                "before the first branch of the model, whatever the batch."
+            )
 
 
 def optimizer_by_side(

@@ -195,7 +195,7 @@ class Session:
             torch.stack(history.losses).cpu().double().numpy(),
             self.seconds,
             settings.seed,
-            self._blowups.told(self.stopped or ""),
+            self._blowups.told(self.stopped or "told to end by a signal"),
             np.array(history.elbos) / history.num_data,
             np.array(history.elbo_steps, dtype=np.int64),
             history.num_data,
@@ -238,7 +238,8 @@ class Session:
         """Call the callbacks, in the process that shows and writes what comes of the fit."""
         if not (callbacks := self.settings.callbacks):
             return
-        told = [callback(progress) for callback in callbacks if self._ranks.rank == 0]
+        with torch.random.fork_rng(devices=self.settings.devices):  # a look changes nothing
+            told = [callback(progress) for callback in callbacks if self._ranks.rank == 0]
         for answer in told:
             if not (answer is None or isinstance(answer, str)):
                 raise TypeError(

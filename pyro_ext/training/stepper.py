@@ -15,6 +15,7 @@ from pyro_ext.training.batches import Step
 from pyro_ext.training.compiled.nonfinite import all_finite
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.optimizers import Optimizers, values
+from pyro_ext.training.parameters import check_none_new
 from pyro_ext.training.ranks import Ranks
 
 __all__ = ["Stepper", "Taken"]
@@ -73,7 +74,7 @@ class Stepper:
             left: Number of steps that are left, with this one.
 
         Raises:
-            ValueError: If the loss has no gradient.
+            ValueError: If the loss has no gradient, or depends on a parameter that came late.
         """
         graphs, optimizers = self.graphs, self.optimizers
         self._ranks.share = step.share
@@ -123,9 +124,11 @@ class Stepper:
         validate, self._checked = not self._checked, True
         for param in self._params:
             param.grad = None
+        known = len(pyro.get_param_store()._params)
         with pyro.validation_enabled(validate), step.context:
             loss = partial(self._loss.differentiable_loss, self._model, self._guide)
             value = loss(*step.args, **step.kwargs)
+            check_none_new(known, self._params)
             finite = math.isfinite(value.item())
             if finite or self._ranks.size > 1:  # the others wait for a gradient
                 if not value.requires_grad:

@@ -230,6 +230,9 @@ def draw_pool(
         num: Number of draws.
         generator: Random numbers.
 
+    Raises:
+        ValueError: If draws have no density, as where the posterior is improper.
+
     References:
         Weighted Average Importance Sampling and Defensive Mixture Distributions
         (Hesterberg, 1995) | https://doi.org/10.1080/00401706.1995.10484303
@@ -243,6 +246,13 @@ def draw_pool(
     densities = [part.log_density(*inverses[id(part.q)]) for part in parts]
     log_mixture = torch.stack(densities).logsumexp(0)
     log_w = density.value(z) - log_mixture + math.log(len(parts))
+    lost = int((log_w.isnan() | (log_w == math.inf)).sum())
+    if lost:
+        raise ValueError(
+            f"fit: expected a posterior that a normal can follow; got {lost} of {len(z)} draws "
+            "without a density, as the normal ran away along latents that nothing holds. Write: a "
+            "proper prior for each latent, and scales that cannot be 0 where data are all alike."
+        )
     return weighted(z, log_w)
 
 

@@ -45,7 +45,7 @@ def other_modes(density: Density, q: Affine, candidates: list[Candidate], seed: 
         points = torch.stack([candidate.q.loc, candidate.end])
         square = q.pull(points).square().sum(-1)
         if bool((square < far).any()):
-            near += 1
+            near += math.isfinite(candidate.elbo)  # a path that died has found nothing
             continue
         if any(float(other.pull(points[:1]).square().sum()) < far for other, _ in found):
             continue

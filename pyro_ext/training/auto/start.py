@@ -57,6 +57,8 @@ def starting_points(density: Density, num: int, seed: int) -> Float[Tensor, " nu
         if not bad.any():
             return points.to(density.dtype)
         points[bad] = points[bad] / 2
+    if not bad.all():  # the density is 0 around the middle
+        return points[~bad].to(density.dtype)
     raise ValueError(
         "fit: expected a model with a finite density somewhere in its support; got 0 or NaN at "
         "each of the starts. Write: torch.isfinite(x).all(), to look for NaN in the data."
@@ -165,7 +167,10 @@ def _inverse_root(hessian: Tensor) -> Tensor:
     scaled = scale.unsqueeze(-1) * hessian * scale.unsqueeze(-2)
     values, vectors = torch.linalg.eigh(scaled)
     values = values.abs()
-    floor = _FLOOR * values.amax(-1, keepdim=True).clamp(min=tiny)
+    largest = values.amax(-1, keepdim=True)
+    # Without any curvature, or where it is not a number, a step is the gradient.
+    values = torch.where(largest > tiny, values, 1.0)
+    floor = _FLOOR * values.amax(-1, keepdim=True)
     return scale.unsqueeze(-1) * vectors * values.maximum(floor).rsqrt().unsqueeze(-2)
 
 

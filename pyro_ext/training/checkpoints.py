@@ -1,5 +1,6 @@
 """Checkpoints of a fit in a folder: when, how many, and which one is taken up again."""
 
+import errno
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from pyro_ext.training.files import DamagedFile, read, unreadable, write
 __all__ = ["Checkpoints"]
 
 _DAMAGED = ("raise", "previous")
+_NEVER = (errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+"""Errors of a folder that is none, or is not ours to write to."""
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,18 @@ class Checkpoints:
         Args:
             step: Number of steps that were taken.
             payload: What to save.
+
+        Raises:
+            ValueError: If nothing can ever be written there, as to a file or without permission.
         """
         try:
             write(Path(self.folder) / f"step-{step:09d}.pt", "checkpoint", payload)
         except OSError as error:
+            if not self.files and error.errno in _NEVER:
+                raise ValueError(
+                    "fit: expected a folder that checkpoints can be written to; got "
+                    f"{str(self.folder)!r} ({error.strerror}). Write: another folder."
+                ) from error
             known = f"The last good one is {self.files[0].name}." if self.files else ""
             warnings.warn(
                 f"fit: could not write the checkpoint of step {step} to {self.folder}: "

@@ -97,9 +97,12 @@ def check_functions(optim: Any, schedule: Any) -> None:
     Raises:
         TypeError: If they are not.
     """
-    for made_by in optim.values() if isinstance(optim, Mapping) else (optim,):
+    sides = isinstance(optim, Mapping)
+    for made_by in optim.values() if sides else (optim,):
+        if not sides and (made_by is None or made_by == "auto"):
+            continue
         # One of Pyro's can be called, too: it takes a step.
-        if isinstance(made_by, PyroOptim) or not (made_by in (None, "auto") or callable(made_by)):
+        if isinstance(made_by, PyroOptim) or not callable(made_by):
             pyros = isinstance(made_by, PyroOptim)
             got = "one of pyro.optim" if pyros else type(made_by).__name__
             raise TypeError(

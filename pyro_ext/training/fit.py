@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.families import Family
@@ -221,7 +222,7 @@ def fit(
         model=model,
         guide=guide,
         loss=loss,
-        args=arguments(data),
+        args=_constant(arguments(data)),
         optim=optim,
         schedule=schedule,
         num_steps=num_steps,
@@ -257,3 +258,16 @@ def _check_loader(batch_size: int | None, *, searching: bool) -> None:
             "fit: expected data in a tensor with optim='auto', which looks at all of them; got a "
             "DataLoader. Write: px.fit(model, data=x, optim='auto')."
         )
+
+
+def _constant(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return data without gradient, which a second step would look for in vain."""
+
+    def needs(value: Any) -> bool:
+        whole = isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
+        return whole and value.requires_grad
+
+    if not any(map(needs, tree_leaves(args))):
+        return args
+    found: tuple[Any, ...] = tree_map(lambda v: v.detach() if needs(v) else v, args)
+    return found

@@ -16,6 +16,7 @@ from pyro_ext.training.batches import told_rows
 from pyro_ext.training.checks import whole
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.history import History
+from pyro_ext.training.loader import loader_in
 
 __all__ = ["Holdout", "Plateau", "annealing_end"]
 
@@ -35,7 +36,8 @@ class Holdout:
         loss: What to look at; by default the loss of the fit, without its annealing.
 
     Raises:
-        TypeError: If ``every`` is no whole number, or the loss none of this package.
+        TypeError: If data are in a ``DataLoader``, ``every`` is no whole number, or the loss none
+            of this package.
         ValueError: If ``every`` is not positive.
 
     Example:
@@ -56,6 +58,11 @@ class Holdout:
         """Check the options."""
         every = whole(self.every, "every", write="every=200", owner="Holdout")
         object.__setattr__(self, "every", every)
+        if loader_in(self._args) is not None:
+            raise TypeError(
+                "Holdout: expected held-out rows in a tensor or a tuple of arguments, which are "
+                "looked at together; got a DataLoader. Write: px.Holdout(x_test)."
+            )
         if self.loss is not None and not isinstance(self.loss, BoundLoss):
             raise TypeError(
                 f"Holdout: expected a loss of pyro_ext; got {self.loss!r}. Write: "

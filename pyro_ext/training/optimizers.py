@@ -36,7 +36,8 @@ class Optimizers:
 
     Raises:
         TypeError: If optimizer or scheduler cannot be stepped here.
-        ValueError: If a gradient is sparse and the optimizer has no form by rows.
+        ValueError: If a gradient is sparse and the optimizer has no form by rows, or the optimizer
+            has none of the parameters.
     """
 
     def __init__(
@@ -70,6 +71,11 @@ class Optimizers:
         taken = {id(param) for group in groups for param in group["params"]}
         # What makes the optimizer may leave parameters out: these stay as they are.
         self.params = [param for param in params if id(param) in taken]
+        if not self.params:
+            raise ValueError(
+                "fit: expected an optimizer of the parameters that its function is given; got one "
+                "of others. Write: optim=lambda params: torch.optim.Adam(params, lr=0.01)."
+            )
         self.schedulers = (
             [] if schedule is None else [checked_schedule(schedule(o)) for o in self.optimizers]
         )

@@ -14,6 +14,7 @@ from pyro_ext.autoguide.start import start_at_encoder
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import arguments
 from pyro_ext.training.fit import fit
+from pyro_ext.training.loader import loader_in
 from pyro_ext.training.run import Run
 
 __all__ = ["refine"]
@@ -60,7 +61,7 @@ def refine(
         The refined guide with its history, as ``fit`` returns it.
 
     Raises:
-        TypeError: If the guide has no encoder.
+        TypeError: If the guide has no encoder, or data are in a ``DataLoader``.
 
     References:
         Semi-Amortized Variational Autoencoders (Kim, Wiseman, Miller, Sontag and Rush, 2018) |
@@ -85,6 +86,11 @@ def refine(
             f"refine: expected a guide with an encoder; got {type(guide).__name__}. Write: "
             "px.AutoAmortized(model, encoder), or train this guide: px.fit(model, guide, "
             "data=data)."
+        )
+    if loader_in(arguments(data)) is not None:
+        raise TypeError(
+            "refine: expected rows in a tensor or a tuple of arguments, as each has a π of its "
+            "own; got a DataLoader. Write: px.refine(model, guide, data=x, batch_size=100)."
         )
     if optim is None:
         optim = partial(torch.optim.Adam, lr=lr)

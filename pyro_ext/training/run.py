@@ -44,8 +44,8 @@ class Run(Cited):
         seed: Seed of the fit's random numbers.
         stopped: Why it stopped.
         elbo_per_datum: The plain ELBO in nats per datum, whatever the loss and its annealing, of
-            every 50th step and the last: an estimate from the step's own rows, shape
-            ``(records,)``.
+            every 50th step and the last of ``num_steps``: an estimate from the step's own rows,
+            shape ``(records,)``.
         elbo_steps: The steps that it is of, shape ``(records,)``.
         num_data: Number of data that it is divided by: the size of the data plate, 1 if none is
             known.
@@ -113,7 +113,9 @@ class Run(Cited):
         """Take further steps, from where the fit stopped, and return the longer run.
 
         Optimizer, learning-rate schedule, order of the rows and random numbers go on as if it had
-        never stopped. The parameters are those of this run, which is not to be resumed twice.
+        never stopped; so the rate of the default optimizer, which has fallen to 0 on a cosine,
+        rises again, and a fit that is to be resumed has an ``optim`` of its own. The parameters
+        are those of this run, which is not to be resumed twice.
 
         Args:
             num_steps: Number of further steps.

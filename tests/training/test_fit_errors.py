@@ -11,6 +11,7 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch.optim import LBFGS, SGD, Adam, RMSprop
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils.data import DataLoader
 
 import pyro_ext as px
 
@@ -157,6 +158,18 @@ OBJECTS = {
         lambda: fit(callbacks=[lambda progress: progress.loss]),
         r"fit: expected a callback to return None, or a text .*; got \d.*\. Write: return 'why'",
     ),
+    "side that is to be found": (
+        lambda: fit(optim={"model": ADAM, "guide": "auto"}),
+        r"fit: expected optim to be a function from .*; got str\. Write: optim=partial",
+    ),
+    "held-out data in a loader": (
+        lambda: px.Holdout(DataLoader(X)),
+        r"Holdout: expected held-out rows in a tensor .*; got a DataLoader\. Write: px\.Holdout",
+    ),
+    "rows to refine in a loader": (
+        lambda: px.refine(model, px.AutoAmortized(model, lambda x: x), data=DataLoader(X)),
+        r"refine: expected rows in a tensor .*; got a DataLoader\. Write: px\.refine\(model",
+    ),
     "loss to look at": (
         lambda: px.Holdout(X, loss=px.ELBO),
         r"Holdout: expected a loss of pyro_ext; got <class .*\. Write: px\.Holdout\(x_test, loss=",
@@ -181,6 +194,33 @@ def test_further_steps(number):
 def test_a_norm_as_a_text():
     with pytest.raises(ValueError, match=r"fit: expected clip_norm > 0; got '3'\. Write: clip"):
         fit(clip_norm="3")
+
+
+def test_an_optimizer_of_other_parameters():
+    match = r"fit: expected an optimizer of the parameters .*; got one of others\. Write: optim="
+    with pytest.raises(ValueError, match=match):
+        fit(optim=lambda params: Adam([torch.zeros(1, requires_grad=True)]))
+
+
+@pytest.mark.parametrize("name", ["file", "below a file"])
+def test_a_folder_that_is_none(name, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    match = r"fit: expected a folder that checkpoints .*; got '.*file.*' \(.*\)\. Write: another"
+    with pytest.raises(ValueError, match=match):
+        fit(checkpoints=file if name == "file" else file / "sub")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_data_that_have_a_gradient_are_constants(nested):
+    """Those that were computed, and leaves, whose gradient would pile up."""
+    start = X.clone().requires_grad_()
+    called = (lambda data: model(data["x"])) if nested else model
+    for data in (start, 2 * start):
+        guide = px.AutoJoint(called)
+        run = px.fit(called, guide, data={"x": data} if nested else data, num_steps=3)
+        assert run.num_steps == 3
+    assert start.grad is None
 
 
 def test_whole_numbers_of_other_kinds_are_taken():

@@ -13,14 +13,16 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     SubsetRandomSampler,
+    TensorDataset,
 )
 
 from pyro_ext.minibatch import MiniBatch, has_rows
 from pyro_ext.training.batches import Batches, Step, check_plate, dealt, plates_of
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.ranks import Ranks
+from pyro_ext.training.snapshot import digest
 
-__all__ = ["LoaderBatches", "loader_in"]
+__all__ = ["LoaderBatches", "loader_in", "told_of"]
 
 
 def loader_in(args: tuple[Any, ...]) -> DataLoader[Any] | None:
@@ -30,6 +32,20 @@ def loader_in(args: tuple[Any, ...]) -> DataLoader[Any] | None:
         args: What was given.
     """
     return args[0] if len(args) == 1 and isinstance(args[0], DataLoader) else None
+
+
+def told_of(loader: DataLoader[Any]) -> dict[str, Any]:
+    """Return what is known of a loader's batches without going through them, for checkpoints.
+
+    Args:
+        loader: The loader.
+    """
+    data = loader.dataset
+    return {
+        "number of rows": _num_rows(loader),
+        "batch_size of the loader": loader.batch_size,
+        "data of the loader": digest(data.tensors) if isinstance(data, TensorDataset) else "",
+    }
 
 
 class LoaderBatches(Batches):

@@ -23,7 +23,7 @@ from pyro_ext.training.compiled.proof import unchanged
 from pyro_ext.training.graphs import Graphs
 from pyro_ext.training.history import RECORD_EVERY, History
 from pyro_ext.training.holdout import anneals_a_share
-from pyro_ext.training.loader import LoaderBatches, loader_in
+from pyro_ext.training.loader import LoaderBatches, loader_in, told_of
 from pyro_ext.training.memory import Chunks
 from pyro_ext.training.moving import MovingBuffers
 from pyro_ext.training.nonfinite import Blowups
@@ -308,6 +308,7 @@ class Session:
             "train": settings.train,
             "clip_norm": settings.clip_norm,
             "seed": settings.seed,
+            **({} if (loader := loader_in(settings.args)) is None else told_of(loader)),
             "schedule": "none" if settings.schedule is None else "one of learning rates",
         }
         # A schedule is made for a number of steps.

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import constraints
 
 import pyro_ext as px
+from pyro_ext.training.auto.correct import weighted
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.start import paths, starting_points
 
@@ -47,6 +48,16 @@ def test_starts_are_where_the_density_is_not_zero():
     points = starting_points(density, 8, 0)
     assert 0 < len(points) < 8
     assert torch.isfinite(density.value(points)).all()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-7])
+def test_weights_of_an_exact_guide_have_no_tail(size):
+    """Rounding alone tells them apart, so that many of the largest are equal."""
+    generator = torch.Generator().manual_seed(0)
+    ties = torch.randint(3, (4000,), generator=generator)
+    pool = weighted(torch.zeros(4000, 1), -20.0 + size * ties)
+    assert pool.k_hat == 0
+    torch.testing.assert_close(pool.weights, torch.full((4000,), 1 / 4000), rtol=1e-6, atol=0)
 
 
 def flat():

@@ -114,6 +114,26 @@ def test_a_run_that_was_stopped_goes_on_to_the_last_bit(name, generator, tmp_pat
     assert np.array_equal(fit(tmp_path).losses, never.losses)
 
 
+OTHERS = {
+    "data": ((X + 1, 4), r"whose data of the loader is '\w+'; got '\w+'\. Write: the same data"),
+    "rows": ((X[:9], 4), r"whose number of rows is 9; got 10\. Write: the same number of rows"),
+    "batches": ((X, 5), r"whose batch_size of the loader is 5; got 4\. Write: the same batch_si"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_checkpoint_of_another_loader_is_refused(name, tmp_path):
+    def fit(x, size):
+        loader = loader_of(TensorDataset(x), batch_size=size)
+        options = {"num_steps": 7, "seed": 0, "checkpoints": tmp_path}
+        return quiet(model, amortized(), px.ELBO(), loader, **options)
+
+    fit(X, 4)
+    other, match = OTHERS[name]
+    with pytest.raises(ValueError, match=match):
+        fit(*other)
+
+
 def test_compiled_steps_are_the_eager_ones(monkeypatch):
     monkeypatch.setattr(graphs, "BACKEND", "graph")
     for name in LOADERS:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from pyro_ext._psis import k_hat, pareto_smooth
+from pyro_ext._psis import smooth
 from pyro_ext.training.auto.affine import Map
 from pyro_ext.training.auto.density import Density
 
@@ -266,11 +266,9 @@ def weighted(z: Float[Tensor, " draws dim"], log_w: Float[Tensor, " draws"]) -> 
     log_evidence = float(log_w.logsumexp(0)) - math.log(len(z))
     if bool((log_w == -math.inf).all()):
         return Pool(z, torch.full_like(log_w, 1 / len(z)), math.inf, 0.0, log_evidence)
-    shape = k_hat(log_w)
-    log_smooth = log_w
-    if math.isfinite(shape.values.item()):
-        log_smooth = pareto_smooth(log_w.unsqueeze(-1))[0].squeeze(-1).to(log_w)
-    return Pool(z, log_smooth.softmax(0), shape.values.item(), shape.threshold, log_evidence)
+    shape, log_smooth = smooth(log_w)
+    weights = log_smooth.to(log_w).softmax(0)
+    return Pool(z, weights, shape.values.item(), shape.threshold, log_evidence)
 
 
 def flat_latents(density: Density, z: Float[Tensor, " draws dim"]) -> Float[Tensor, " draws size"]:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.families import Family
@@ -25,6 +24,7 @@ from pyro_ext.training.checks import (
     whole,
 )
 from pyro_ext.training.compiled.optimizer import Factory
+from pyro_ext.training.compiled.private import flatten, unflatten
 from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.loader import loader_in
 from pyro_ext.training.ranks import Ranks
@@ -267,7 +267,6 @@ def _constant(args: tuple[Any, ...]) -> tuple[Any, ...]:
         whole = isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
         return whole and value.requires_grad
 
-    if not any(map(needs, tree_leaves(args))):
-        return args
-    found: tuple[Any, ...] = tree_map(lambda v: v.detach() if needs(v) else v, args)
-    return found
+    leaves, spec = flatten(args)
+    found: tuple[Any, ...] = unflatten([v.detach() if needs(v) else v for v in leaves], spec)
+    return found if any(map(needs, leaves)) else args

@@ -14,7 +14,6 @@ from torch import Tensor
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import Step
 from pyro_ext.training.compiled.builder import Built, build
-from pyro_ext.training.compiled.private import TESTED_TORCH, unsupported
 from pyro_ext.training.compiled.proof import NotFinite
 from pyro_ext.training.compiled.signature import Call, call_of
 from pyro_ext.training.compiled.simplify import Unsuitable
@@ -219,8 +218,6 @@ class Graphs:
         return BACKEND if way == "inductor" else way
 
     def _unsuitable(self, optimizers: Optimizers) -> str | None:
-        if missing := unsupported():
-            return f"{missing}. Install torch {', '.join(TESTED_TORCH)}"
         if not self._roots[2].needs_density:
             return "its loss trains a critic as it goes"
         if optimizers.for_graph is None:

@@ -8,6 +8,7 @@ import torch
 from training.compiled_cases import Y, adam, graph_svi, schools, train
 
 import pyro_ext as px
+from pyro_ext.training.compiled import private
 from pyro_ext.training.compiled.nonfinite import all_finite
 
 
@@ -38,19 +39,13 @@ def test_branch_on_a_latent_runs_eagerly_and_says_why():
     assert svi._last is None
 
 
-def test_untested_torch_runs_eagerly(monkeypatch):
-    from pyro_ext.training.compiled import private
-
+def test_with_an_untested_torch_steps_are_recorded(monkeypatch):
     monkeypatch.setattr(private, "TESTED_TORCH", ("1.0",))
-    private.unsupported.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="not among the versions"):
-            svi = graph_svi(schools, px.AutoJoint(schools))
-        for _ in range(3):
-            svi.step(Y)
-        assert svi._last is None
-    finally:
-        private.unsupported.cache_clear()
+    svi = px.CompiledSVI(schools, px.AutoJoint(schools), pyro.optim.Adam({"lr": 0.01}), px.ELBO())
+    svi.step(Y)
+    with pytest.warns(UserWarning, match=r"recorded, but not compiled.*not among.*Write compile="):
+        svi.step(Y)
+    assert svi._last.backend == "record"
 
 
 def test_handler_around_the_step_is_not_ignored():

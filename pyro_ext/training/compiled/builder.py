@@ -18,6 +18,7 @@ from pyro_ext.training.compiled.denormals import Flushed
 from pyro_ext.training.compiled.graph import record
 from pyro_ext.training.compiled.memory import keep_freed_memory
 from pyro_ext.training.compiled.optimizer import AllParameters
+from pyro_ext.training.compiled.private import untested
 from pyro_ext.training.compiled.proof import Uncompiled, prove, unchanged
 from pyro_ext.training.compiled.reading import Read, without_reading
 from pyro_ext.training.compiled.signature import Call, call_of, shape_of
@@ -131,6 +132,8 @@ def build(
     keep_freed_memory()
     build_by = partial(_build, roots, call, params, optimizer, skipped, within)
     try:
+        if backend == "inductor" and (why := untested()):
+            raise Uncompiled(f"{why}. Write compile='record', or install one of these")
         return build_by(backend)
     except Uncompiled as error:
         warnings.warn(

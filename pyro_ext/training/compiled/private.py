@@ -21,35 +21,44 @@ __all__ = [
     "flatten",
     "functional_graph",
     "is_operator",
+    "nesting_key",
     "once",
     "onednn_product",
     "record_graph",
     "storing",
     "unflatten",
-    "unsupported",
+    "untested",
 ]
 
-TESTED_TORCH = ("2.13",)
-"""Versions whose private interfaces are known; others run eagerly."""
+TESTED_TORCH = ("2.9", "2.10", "2.11", "2.12", "2.13", "2.14", "2.15")
+"""Versions whose compiler was tested; with others, steps are recorded."""
 
 Flat = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 _LIBRARIES: list[torch.library.Library] = []  # an operator lives as long as its library
 
 
-@cache
-def unsupported() -> str | None:
-    """Return why steps cannot be compiled here, or None."""
+def untested() -> str | None:
+    """Return why steps are not compiled here, or None."""
     version = ".".join(torch.__version__.split(".")[:2])
-    if version not in TESTED_TORCH:
-        return f"torch {version} is not among the versions that were tested, {TESTED_TORCH}"
-    return None
+    if version in TESTED_TORCH:
+        return None
+    return f"torch {version} is not among the versions that were tested, {', '.join(TESTED_TORCH)}"
 
 
 def flatten(args: Any) -> tuple[list[Any], Any]:
     """Return the leaves of nested arguments, and a description of their nesting."""
     leaves, spec = pytree.tree_flatten(args)
     return leaves, spec
+
+
+def nesting_key(spec: Any) -> Any:
+    """Return what stands for a nesting in a set: itself, or its text if torch cannot hash it."""
+    try:
+        hash(spec)
+    except TypeError:
+        return repr(spec)
+    return spec
 
 
 def unflatten(leaves: list[Any], spec: Any) -> Any:
@@ -226,9 +235,12 @@ def _sums_last() -> Any:
     On the CPU the compiler lets a sum join an element-wise loop over the same elements, but not
     the loop the sum: loss and gradient would each read the logits and take their exponentials.
     """
-    from torch._inductor.custom_graph_pass import CustomSchedulerPass
+    from torch._inductor import custom_graph_pass as passes
 
-    class SumsLast(CustomSchedulerPass):
+    # Its name before torch 2.13.
+    base: Any = getattr(passes, "CustomSchedulerPass", passes.CustomGraphPass)
+
+    class SumsLast(base):  # type: ignore[misc]
         def __call__(self, nodes: list[Any]) -> list[Any]:
             last: set[str] = set()
             for node in nodes:

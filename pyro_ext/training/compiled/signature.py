@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_ext.training.compiled.private import flatten, unflatten
+from pyro_ext.training.compiled.private import flatten, nesting_key, unflatten
 from pyro_ext.training.compiled.walk import SCALARS
 
 __all__ = ["Call", "call_of", "shape_of"]
@@ -51,7 +51,7 @@ def call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """
     leaves, spec = flatten((args, kwargs))
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    signature = (spec, *map(_of, leaves))
+    signature = (nesting_key(spec), *map(_of, leaves))
     opaque = [type(leaf).__name__ for leaf in leaves if not _by_value(leaf)]
     return Call(tensors, signature, leaves, spec, opaque)
 

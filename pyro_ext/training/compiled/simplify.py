@@ -19,6 +19,7 @@ __all__ = [
     "has_effect",
     "held_tensor",
     "hold",
+    "leave_out_unused",
     "simplify",
 ]
 
@@ -42,8 +43,7 @@ def simplify(graph: GraphModule) -> None:
     draw_at_once(graph)
     _store_before_selecting(graph)
     cheapen_softplus(graph)
-    graph.graph.eliminate_dead_code(is_impure_node=has_effect)
-    graph.recompile()
+    leave_out_unused(graph)
 
 
 def _hold_identities(graph: GraphModule) -> None:
@@ -218,6 +218,19 @@ def has_effect(node: Node) -> bool:
         return True
     target: Any = node.target
     return is_operator(target) and torch.Tag.nondeterministic_seeded in target.tags
+
+
+def leave_out_unused(graph: GraphModule) -> None:
+    """Erase what nothing reads and what has no effect.
+
+    Args:
+        graph: A graph, changed in place.
+    """
+    # An older torch's eliminate_dead_code does not take has_effect.
+    for node in reversed(graph.graph.nodes):
+        if not node.users and not has_effect(node):
+            graph.graph.erase_node(node)
+    graph.recompile()
 
 
 def changes_tensors(node: Node) -> bool:

@@ -18,7 +18,6 @@ from pyro_ext.training.compiled.builder import Built, build
 from pyro_ext.training.compiled.eager import eager_step
 from pyro_ext.training.compiled.nonfinite import Guard
 from pyro_ext.training.compiled.optimizer import AllParameters, Factory
-from pyro_ext.training.compiled.private import TESTED_TORCH, unsupported
 from pyro_ext.training.compiled.refusals import Refusals
 from pyro_ext.training.compiled.signature import Call, call_of
 from pyro_ext.training.compiled.simplify import Unsuitable
@@ -116,9 +115,6 @@ class CompiledSVI:
         self._refusals = Refusals()
         self._last: Built | None = None
         self._compile = bool(compile)
-        if self._compile and (missing := unsupported()):
-            self._compile = False
-            self._refusals.tell(f"{missing}. Install torch {', '.join(TESTED_TORCH)}")
 
     @property
     def optimizer(self) -> torch.optim.Optimizer | None:

@@ -13,6 +13,7 @@ from pyro_ext.training.compiled.simplify import (
     fold_indices,
     has_effect,
     hold,
+    leave_out_unused,
 )
 
 __all__ = ["thin"]
@@ -74,8 +75,7 @@ def thin(graph: GraphModule) -> None:
     for node, value in values.items():
         if isinstance(value, Tensor) and node.op == "call_function" and node not in outputs:
             _keep(graph, node, value, values)
-    graph.graph.eliminate_dead_code(is_impure_node=has_effect)
-    graph.recompile()
+    leave_out_unused(graph)
 
 
 def _written(nodes: list[Node]) -> set[Node]:

@@ -70,7 +70,8 @@ def check_local():
     svi = pyro.infer.SVI(rows, guide, pyro.optim.Adam({"lr": 1e-3}), loss=px.IWAE(5))
     assert torch.isfinite(torch.tensor(svi.step(x)))
     svi = px.CompiledSVI(rows, guide, pyro.optim.Adam({"lr": 1e-3}), px.ELBO())
-    assert torch.isfinite(torch.tensor(svi.step(x)))
+    # The first is eager, the second compiled or, with an untested torch, recorded.
+    assert all(torch.isfinite(torch.tensor(svi.step(x))) for _ in range(2))
 
 
 def check_automatic():

@@ -23,11 +23,22 @@ class MovingBuffers:
         Args:
             buffers: All buffers.
         """
+        known = {id(buffer) for buffer in self._moving}
         copies = [buffer.clone() for buffer in buffers]
         yield
-        pairs = zip(buffers, copies, strict=True)
+        pairs = list(zip(buffers, copies, strict=True))
         # Batch norm does not count the versions of what it writes.
-        self._moving = [buffer for buffer, copy in pairs if not torch.equal(buffer, copy)]
+        pairs = [(b, c) for b, c in pairs if id(b) in known or not torch.equal(b, c)]
+        self._moving, self._kept = [b for b, _ in pairs], [c for _, c in pairs]
+
+    def places(self, tensors: Sequence[Tensor]) -> list[int]:
+        """Return where they are among tensors.
+
+        Args:
+            tensors: The tensors.
+        """
+        known = {id(buffer) for buffer in self._moving}
+        return [place for place, tensor in enumerate(tensors) if id(tensor) in known]
 
     def keep(self) -> None:
         """Keep what they are, before a step."""

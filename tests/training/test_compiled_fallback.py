@@ -1,11 +1,13 @@
 """Where a compiled SVI runs eagerly, leaves a step out, or raises."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from training.compiled_cases import Y, adam, graph_svi, schools, train
+from training.compiled_cases import Y, adam, graph_svi, schools, train, vae
 
 import pyro_ext as px
 from pyro_ext.training.compiled import private
@@ -154,6 +156,23 @@ def test_step_that_is_not_finite_is_not_applied(compile):
     assert patient.num_skipped == 2
 
 
+@pytest.mark.parametrize("optim", [adam, partial(torch.optim.Adagrad, lr=0.01)])
+@pytest.mark.parametrize("compile", [True, False, "record"])
+def test_a_step_that_is_left_out_changes_no_statistics(compile, optim):
+    model, guide, (x,) = vae(torch.nn.BatchNorm1d(6))
+    norm = model.__closure__[0].cell_contents[1]
+    svi = graph_svi(model, guide, optim, compile=compile, nonfinite="skip")
+    for _ in range(3):
+        svi.step(x)
+    before = {name: value.clone() for name, value in norm.named_buffers()}
+    svi.step(torch.full_like(x, torch.nan))
+    assert svi.num_skipped == 1
+    for name, value in norm.named_buffers():
+        assert torch.equal(value, before[name]), name
+    svi.step(x)
+    assert not torch.equal(norm.running_mean, before["running_mean"])
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
@@ -228,7 +247,10 @@ def sees_too_much():
 def test_a_model_that_sees_too_many_objects_runs_eagerly():
     model = sees_too_much()
     svi = graph_svi(model, px.AutoJoint(model))
-    with pytest.warns(UserWarning, match=r"too many objects to watch\. Pass the data"):
+    with (
+        pytest.warns(UserWarning, match="too many objects to look at all: buffers of"),
+        pytest.warns(UserWarning, match=r"too many objects to watch\. Pass the data"),
+    ):
         losses = [svi.step(torch.tensor(1.0)) for _ in range(3)]
     assert torch.isfinite(torch.tensor(losses)).all()
     assert svi._last is None

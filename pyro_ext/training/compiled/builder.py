@@ -27,6 +27,7 @@ from pyro_ext.training.compiled.step import StepGraph, build_step
 from pyro_ext.training.compiled.thin import thin
 from pyro_ext.training.compiled.walk import TooMuch, modules
 from pyro_ext.training.compiled.watch import Watch
+from pyro_ext.training.moving import MovingBuffers
 from pyro_ext.training.randomness import Drawn, without_numpy
 
 __all__ = ["Built", "buffers", "build"]
@@ -170,8 +171,9 @@ def _build(
     own = {id(param) for param in params}
     tensors = [t if id(t) in own else _alias(t) for t in call.tensors]
     try:
-        changing = buffers(roots)
-        with unchanged(changing, skipped.device), without_numpy(), without_reading():
+        changing, moving = buffers(roots), MovingBuffers()
+        untouched = unchanged(changing, skipped.device)
+        with untouched, without_numpy(), without_reading(), moving.found(changing):
             rewrite = thin if backend == "record" else simplify
             recorded = record(eager, params, tensors, rewrite)
         if len(recorded.graph.graph.nodes) > _LARGEST:
@@ -182,7 +184,7 @@ def _build(
         _check_memory(recorded.held, recorded.params)
         watch = Watch(roots, recorded.held, pyro.get_param_store())
         with _compiling():
-            step = build_step(recorded, optimizer, tensors, skipped, backend=backend)
+            step = build_step(recorded, optimizer, tensors, skipped, moving, backend=backend)
         prove(step, eager, tensors, [*changing, skipped], skipped.device)
     except Unsuitable:
         raise

@@ -14,6 +14,7 @@ from pyro_ext.training.compiled.optimizer import CLIP_NORM, CLIP_VALUE, AllParam
 from pyro_ext.training.compiled.private import compile_graph, functional_graph, once
 from pyro_ext.training.compiled.products import with_faster_products
 from pyro_ext.training.compiled.rules import Rule, rule_of
+from pyro_ext.training.moving import MovingBuffers
 
 __all__ = ["StepGraph", "build_step"]
 
@@ -53,6 +54,7 @@ class StepGraph:
         rule: The update in the graph, or None where the optimizer takes the step.
         state: The optimizer's state tensors, in the order of the inputs.
         skipped: Counter of the steps that were not applied, as they were not finite.
+        moving: The buffers that the step changes.
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class StepGraph:
         rule: Rule | None,
         state: list[Tensor],
         skipped: Tensor,
+        moving: MovingBuffers,
     ) -> None:
         self.call, self.reference = call, reference
         self.recorded, self.rule, self.state = recorded, rule, state
         self._optimizer, self._groups = optimizer, optimizer.groups
-        self._skipped = skipped
+        self._skipped, self._moving = skipped, moving
         self._version = optimizer.version
         self._options = [_options(rule, group) for group in self._groups]
         self._rates = [float(group["lr"]) for group in self._groups]
@@ -105,6 +108,7 @@ class StepGraph:
             tensors: The step's tensors.
         """
         if self.rule is None:
+            self._moving.keep()
             return self._outside(*self.call([*tensors, *self.fixed]))
         self.decay()
         return self.call([*tensors, *self.fixed])[0]
@@ -119,6 +123,7 @@ class StepGraph:
         if finite:
             self._optimizer.step(params, given)
         else:
+            self._moving.restore()
             self._skipped += 1
         return loss
 
@@ -141,6 +146,7 @@ def build_step(
     optimizer: AllParameters,
     tensors: Sequence[Tensor],
     skipped: Tensor,
+    moving: MovingBuffers,
     *,
     backend: str,
 ) -> StepGraph:
@@ -151,16 +157,17 @@ def build_step(
         optimizer: The optimizer, which knows every parameter.
         tensors: Tensors like the step's.
         skipped: Counter of the steps that were not applied.
+        moving: The buffers that the step changes.
         backend: ``"inductor"``; ``"record"`` for loss and gradient as they were recorded, with
             the optimizer outside; ``"graph"`` for the graph that inductor is given.
     """
     if backend == "record":
         bind(recorded.graph)
         call = _interpreted(recorded.graph.forward)
-        return StepGraph(call, call, recorded, optimizer, None, [], skipped)
+        return StepGraph(call, call, recorded, optimizer, None, [], skipped, moving)
     plan = make_plan(recorded, optimizer)
     state = [] if plan is None else _state(recorded, optimizer, plan)
-    whole = step_function(recorded, optimizer, plan, len(tensors))
+    whole = step_function(recorded, optimizer, plan, len(tensors), moving)
     rates = [] if plan is None else [*_rate_tensors(optimizer, skipped.device), skipped]
     # No two of these share memory, so that the compiler keeps the inputs as they are.
     examples = [_like(tensor) for tensor in (*tensors, *recorded.held, *state, *rates)]
@@ -171,7 +178,7 @@ def build_step(
         fast = with_faster_products(graph) if cpu else graph
         call = compile_graph(fast, examples, native_noise=True, cpp_wrapper=cpu)
     rule = None if plan is None else plan.rule
-    return StepGraph(call, reference, recorded, optimizer, rule, state, skipped)
+    return StepGraph(call, reference, recorded, optimizer, rule, state, skipped, moving)
 
 
 def make_plan(recorded: Recorded, optimizer: AllParameters) -> Plan | None:
@@ -197,7 +204,11 @@ def make_plan(recorded: Recorded, optimizer: AllParameters) -> Plan | None:
 
 
 def step_function(
-    recorded: Recorded, optimizer: AllParameters, plan: Plan | None, count: int
+    recorded: Recorded,
+    optimizer: AllParameters,
+    plan: Plan | None,
+    count: int,
+    moving: MovingBuffers,
 ) -> Callable[..., tuple[Tensor, ...]]:
     """Return the step as a function of tensors that changes some of them in place.
 
@@ -206,10 +217,14 @@ def step_function(
         optimizer: The optimizer.
         plan: How the graph updates the parameters.
         count: Number of the step's own tensors.
+        moving: The buffers that the step changes.
     """
     held, groups = len(recorded.held), optimizer.groups
+    places = moving.places(recorded.held)
 
     def whole(*inputs: Tensor) -> tuple[Tensor, ...]:
+        buffers = [inputs[count + place] for place in places]
+        kept = [buffer.clone() for buffer in buffers]
         loss, *grads = recorded.graph(*inputs[: count + held])
         if plan is None:
             return loss, *grads
@@ -222,6 +237,8 @@ def step_function(
                 finite = finite & torch.isfinite(grad.abs().amax())
         clipped = clip([groups[index] for index in plan.groups], grads, plan.clip_norm)
         changes: list[tuple[Tensor, Tensor]] = []
+        for buffer, before in zip(buffers, kept, strict=True):
+            buffer.copy_(torch.where(finite, buffer, before))
         start = 0
         for place, index, names, grad in zip(
             plan.params, plan.groups, plan.state, clipped, strict=True

@@ -1,6 +1,7 @@
 """Pyro's SVI at the speed of a compiled training loop."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from itertools import repeat
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_ext._progress import hidden
 from pyro_ext.training.compiled.batches import forever
-from pyro_ext.training.compiled.builder import Built, build
+from pyro_ext.training.compiled.builder import Built, buffers, build
 from pyro_ext.training.compiled.eager import eager_step
 from pyro_ext.training.compiled.nonfinite import Guard
 from pyro_ext.training.compiled.optimizer import AllParameters, Factory
@@ -23,6 +24,7 @@ from pyro_ext.training.compiled.signature import Call, call_of
 from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.compiled.walk import TooMuch
 from pyro_ext.training.compiled.watch import Watch
+from pyro_ext.training.moving import MovingBuffers
 
 __all__ = ["CompiledSVI"]
 
@@ -107,7 +109,7 @@ class CompiledSVI:
             )
         self.model, self.guide, self.optim, self.loss = model, guide, optim, loss
         self._all = AllParameters(optim, clip_norm)
-        self._guard = Guard(nonfinite)
+        self._guard, self._moving = Guard(nonfinite), MovingBuffers()
         self._max_graphs = max_graphs
         self._backend = "record" if compile == "record" else _backend
         self._graphs: dict[Any, list[Built]] = {}
@@ -294,10 +296,14 @@ class CompiledSVI:
 
     def _eager(self, args: Any, kwargs: Any, *, validate: bool) -> tuple[float, list[Tensor]]:
         differentiable = getattr(self.loss, "differentiable_loss", self.loss)
-        loss, params, applied = eager_step(
-            lambda: differentiable(self.model, self.guide, *args, **kwargs),
-            self._all,
-            validate=validate,
-        )
+        self._moving.keep()
+        with self._moving.found(buffers(self._roots)) if validate else nullcontext():
+            loss, params, applied = eager_step(
+                lambda: differentiable(self.model, self.guide, *args, **kwargs),
+                self._all,
+                validate=validate,
+            )
+        if not applied:
+            self._moving.restore()
         self._guard.count(1, skipped=not applied)
         return loss, params

@@ -35,6 +35,8 @@ from pyro_ext.training.settings import Settings
 __all__ = ["fit"]
 
 _NUM_STEPS = 2000
+_USUAL = {"train": "both", "nonfinite": "raise", "compile": "auto", "deterministic": False}
+"""Options that a fit without settings cannot have otherwise."""
 
 
 def fit(
@@ -148,17 +150,9 @@ def fit(
         >>> round(run.guide.median()["mu"].item(), 1)
         3.0
     """
-    if torch.is_inference_mode_enabled():
-        raise ValueError(
-            "fit: expected gradients to be possible; got a torch.inference_mode() around the fit. "
-            "Write: px.fit(...) outside of it, or torch.no_grad(), within which a fit has its own."
-        )
     check_loss(loss)
     check_functions(optim, schedule)
-    check_kind(holdout, (Holdout,), "holdout to be a px.Holdout", "holdout=px.Holdout(x_test)")
-    check_kind(plateau, (Plateau,), "plateau to be a px.Plateau", "plateau=px.Plateau()")
-    folder = "checkpoints to be a folder or a px.Checkpoints"
-    check_kind(checkpoints, (Checkpoints, str, Path), folder, "checkpoints='runs/first'")
+    _check_options(compile, clip_norm, holdout, plateau, checkpoints)
     callbacks = checked_callbacks(callbacks)
     if num_steps is not None:
         num_steps = whole(num_steps, "num_steps", write="num_steps=2000")
@@ -170,15 +164,20 @@ def fit(
         _check_loader(batch_size, searching="auto" in (optim, family))
         loss = ELBO() if loss is None else loss
     ranks = Ranks()
-    given = None if optim == "auto" else optim
-    options: dict[str, Any] = {"loss": loss, "optim": given, "schedule": schedule}
-    options |= {"holdout": holdout, "plateau": plateau, "checkpoints": checkpoints}
-    options |= {"callbacks": callbacks or None, "clip_norm": clip_norm, "chunk": chunk}
-    options |= {"num_steps": num_steps}
-    chosen: dict[str, Any] = {"train": train, "nonfinite": nonfinite}
-    chosen |= {"compile": compile, "deterministic": deterministic}
-    usual = {"train": "both", "nonfinite": "raise", "compile": "auto", "deterministic": False}
-    options |= {name: None if chosen[name] == usual[name] else chosen[name] for name in usual}
+    ways = dict(zip(_USUAL, (train, nonfinite, compile, deterministic), strict=True))
+    options: dict[str, Any] = {
+        "loss": loss,
+        "optim": None if optim == "auto" else optim,
+        "schedule": schedule,
+        "holdout": holdout,
+        "plateau": plateau,
+        "checkpoints": checkpoints,
+        "callbacks": callbacks or None,
+        "clip_norm": clip_norm,
+        "chunk": chunk,
+        "num_steps": num_steps,
+        **{name: None if way == _USUAL[name] else way for name, way in ways.items()},
+    }
     rows: Any = {"batch_size": batch_size, "plate": plate}
     rest: Any = {"seed": seed, "progress": progress}
     if optim == "auto" or family == "auto":
@@ -206,13 +205,6 @@ def fit(
         schedule = partial(CosineAnnealingLR, T_max=num_steps) if schedule is None else schedule
     if num_steps < 1:
         raise ValueError(f"fit: expected num_steps >= 1; got {num_steps}. Write: num_steps=2000.")
-    if compile not in ("auto", True, False, "record"):
-        raise ValueError(
-            f"fit: expected compile to be 'auto', True, False or 'record'; got {compile!r}. "
-            "Write: compile='auto'."
-        )
-    if clip_norm is not None and (isinstance(clip_norm, str) or not clip_norm > 0):
-        raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm!r}. Write: clip_norm=10.0.")
     if isinstance(checkpoints, (str, Path)):
         checkpoints = Checkpoints(checkpoints)
     if seed is None and checkpoints is not None:
@@ -247,6 +239,28 @@ def fit(
     return session.run()
 
 
+def _check_options(
+    compile: Any, clip_norm: Any, holdout: Any, plateau: Any, checkpoints: Any
+) -> None:
+    """Raise if an option is of another kind than it must be, or out of its range."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "fit: expected gradients to be possible; got a torch.inference_mode() around the fit. "
+            "Write: px.fit(...) outside of it, or torch.no_grad(), within which a fit has its own."
+        )
+    check_kind(holdout, (Holdout,), "holdout to be a px.Holdout", "holdout=px.Holdout(x_test)")
+    check_kind(plateau, (Plateau,), "plateau to be a px.Plateau", "plateau=px.Plateau()")
+    folder = "checkpoints to be a folder or a px.Checkpoints"
+    check_kind(checkpoints, (Checkpoints, str, Path), folder, "checkpoints='runs/first'")
+    if compile not in ("auto", True, False, "record"):
+        raise ValueError(
+            f"fit: expected compile to be 'auto', True, False or 'record'; got {compile!r}. "
+            "Write: compile='auto'."
+        )
+    if clip_norm is not None and (isinstance(clip_norm, str) or not clip_norm > 0):
+        raise ValueError(f"fit: expected clip_norm > 0; got {clip_norm!r}. Write: clip_norm=10.0.")
+
+
 def _check_loader(batch_size: int | None, *, searching: bool) -> None:
     if batch_size is not None:
         raise ValueError(
@@ -264,8 +278,8 @@ def _constant(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return data without gradient, which a second step would look for in vain."""
 
     def needs(value: Any) -> bool:
-        whole = isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
-        return whole and value.requires_grad
+        tensor = isinstance(value, torch.Tensor) and not isinstance(value, torch.nn.Parameter)
+        return tensor and value.requires_grad
 
     leaves, spec = flatten(args)
     found: tuple[Any, ...] = unflatten([v.detach() if needs(v) else v for v in leaves], spec)

@@ -1,6 +1,7 @@
 """The first look at a model: its latent sites, and values to start from."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pyro.distributions as dist
@@ -68,11 +69,9 @@ class _Start:
         shape = tuple(site["fn"].batch_shape + site["fn"].event_shape)
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         if isinstance(value, Tensor):
-            try:
+            with suppress(RuntimeError):
                 # The tensor itself where it has the shape: Pyro leaves a note on it.
                 return value if got == shape else value.expand(shape)
-            except RuntimeError:
-                pass
         raise ValueError(
             f"{self.owner}: expected init_loc_fn to give site '{site['name']}' a tensor of shape "
             f"{shape}; got {got}. Write: init_to_value(values={{'{site['name']}': value}}) with a "

@@ -17,11 +17,6 @@ from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
 
 __all__ = ["k_hat_joint", "k_hat_per_datapoint"]
 
-_NO_DATAPOINTS = (
-    "k_hat_per_datapoint: expected latents in a data plate, so that every datapoint has a "
-    "weight of its own; the guide draws none. Write: px.k_hat_joint(model, guide, *args)."
-)
-
 
 def k_hat_joint(
     model: Callable[..., Any] | Fitted,
@@ -105,7 +100,11 @@ def k_hat_per_datapoint(
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
         if not layout.has_locals:
-            raise ValueError(_NO_DATAPOINTS)
+            raise ValueError(
+                "k_hat_per_datapoint: expected latents in a data plate, so that every datapoint "
+                "has a weight of its own; got a guide that draws none. Write: "
+                "px.k_hat_joint(model, guide, *args)."
+            )
         parts = []
         with progress(num_samples * layout.size, "k-hat per datapoint") as bar:
             for log_w in local_weights(target, layout, num_samples, chunk_size):

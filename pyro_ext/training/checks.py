@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from pyro.optim import PyroOptim
@@ -27,10 +28,8 @@ def whole(number: Any, name: str, *, write: str, owner: str = "fit") -> int:
     if isinstance(number, float) and number.is_integer():
         return int(number)
     if not isinstance(number, bool):
-        try:
+        with suppress(TypeError):
             return operator.index(number)
-        except TypeError:
-            pass
     raise TypeError(
         f"{owner}: expected {name} to be a whole number; got {number!r}. Write: {write}."
     )

@@ -1,23 +1,14 @@
 """Mini-batches of a fit: which rows, how many, of which plate."""
 
-from functools import partial
-
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from training.fit_cases import local, quiet
 
 import pyro_ext as px
 from pyro_ext.testing import NormalLocal
-
-quiet = partial(px.fit, progress=False)
-
-
-def local(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
 def test_every_epoch_shows_every_row_once():

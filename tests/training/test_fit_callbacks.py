@@ -2,34 +2,15 @@
 
 import os
 import signal
-from functools import partial
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
-from torch.optim import Adam
+from training.fit_cases import X, adam, amortized, local, quiet
 
 import pyro_ext as px
-
-X = torch.linspace(-2, 3, 10)
-quiet = partial(px.fit, progress=False)
-
-
-def local(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def amortized():
-    return px.AutoAmortized(local, nn.Unflatten(0, (-1, 1)))
-
-
-def adam(params):
-    return Adam(params, lr=0.05)
 
 
 def test_a_callback_sees_each_step_and_may_stop():

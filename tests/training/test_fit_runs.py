@@ -11,27 +11,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
-from torch.optim import Adam
+from training.fit_cases import X, adam, amortized, local, quiet
 
 import pyro_ext as px
 from pyro_ext.training.holdout import annealing_end
-
-X = torch.linspace(-2, 3, 10)
-quiet = partial(px.fit, progress=False)
-
-
-def local(x):
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
-def amortized(**options):
-    return px.AutoAmortized(local, nn.Unflatten(0, (-1, 1)), **options)
-
-
-def adam(params):
-    return Adam(params, lr=0.05)
 
 
 def test_text_of_a_run_and_of_its_guide():

@@ -173,7 +173,7 @@ def _build(
     try:
         changing, moving = buffers(roots), MovingBuffers()
         untouched = unchanged(changing, skipped.device)
-        with untouched, without_numpy(), without_reading(), moving.found(changing):
+        with untouched, moving.found(changing), without_numpy(), without_reading():
             rewrite = thin if backend == "record" else simplify
             recorded = record(eager, params, tensors, rewrite)
         if len(recorded.graph.graph.nodes) > _LARGEST:

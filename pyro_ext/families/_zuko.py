@@ -32,13 +32,27 @@ class _Coupling(zuko.transforms.CouplingTransform):  # type: ignore[name-defined
     """Every second coordinate given the others.
 
     zuko's own asks a mask for the places in each pass: more work, and a compiler cannot know how
-    many there will be.
+    many there will be. Its way back runs the network twice, for the values and for the log
+    determinant.
     """
 
     def __init__(self, meta: Callable[[Tensor], Any], first: int) -> None:
         zuko.transforms.Transform.__init__(self)
-        self.meta = meta
+        self.meta, self.first = meta, first
         self.idx_a, self.idx_b = slice(first, None, 2), slice(1 - first, None, 2)
+
+    def merge(self, x_a: Tensor, x_b: Tensor, shape: torch.Size) -> Tensor:
+        even, odd = (x_b, x_a) if self.first else (x_a, x_b)
+        pairs = odd.shape[-1]
+        merged = torch.stack([even[..., :pairs], odd], -1).flatten(-2)
+        return merged if even.shape[-1] == pairs else torch.cat([merged, even[..., pairs:]], -1)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x and log |det ∂y/∂x|."""
+        y_a, y_b = self.split(y)
+        univariate = self.meta(y_a)
+        x_b = univariate.inv(y_b)
+        return self.merge(y_a, x_b, y.shape), univariate.call_and_ladj(x_b)[1]
 
 
 class _LazyCoupling(zuko.flows.GeneralCouplingTransform):  # type: ignore[name-defined, misc]
@@ -114,6 +128,8 @@ class ZukoLayer(nn.Module):
             return out, log_det
 
         def against(rows: Tensor) -> tuple[Tensor, Tensor]:
+            if isinstance(transform, _Coupling):
+                return transform.inverse_and_ladj(rows)
             out = transform.inv(rows)
             return out, transform.call_and_ladj(out)[1]
 

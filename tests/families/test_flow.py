@@ -351,3 +351,13 @@ def test_networks_copy_save_and_cast(kind, context):
     torch.testing.assert_close([f.double() for f in found], list(expected), rtol=1e-4, atol=1e-4)
     double = family.transform(params, 3, copy.deepcopy(network).float().double())
     torch.testing.assert_close(double(noise), expected[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["realnvp", "nice", "nsf-coupling"])
+def test_a_value_is_scored_by_one_pass_of_each_network(kind):
+    family = Flow(kind, num_transforms=2)
+    network, passes = family.network(5), []
+    for layer in network:
+        layer.lazy.hyper.register_forward_hook(lambda *_: passes.append(1))
+        layer(None).inverse(torch.randn(3, 5))
+    assert len(passes) == 2

@@ -78,9 +78,13 @@ def record_graph(fn: Callable[..., Any], inputs: Sequence[Tensor]) -> GraphModul
         fn: A function of tensors that returns a tuple of tensors.
         inputs: Its arguments.
     """
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    return make_fx(fn)(*inputs)
+    # One mode for the shapes of all results; the recorder would make one for each.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        return make_fx(fn)(*inputs)
 
 
 def storing() -> Any:

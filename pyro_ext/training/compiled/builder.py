@@ -34,8 +34,6 @@ __all__ = ["Built", "buffers", "build"]
 
 Entered = tuple[AbstractContextManager[Any], tuple[Any, ...]]
 
-_LARGEST = 20_000
-
 
 class Built:
     """A step, and what it was built for.
@@ -176,11 +174,6 @@ def _build(
         with untouched, moving.found(changing), without_numpy(), without_reading():
             rewrite = thin if backend == "record" else simplify
             recorded = record(eager, params, tensors, rewrite)
-        if len(recorded.graph.graph.nodes) > _LARGEST:
-            raise Unsuitable(
-                f"its step has more than {_LARGEST} operations. Write pyro.plate as a context, "
-                "with pyro.plate(...), for a loop over it"
-            )
         _check_memory(recorded.held, recorded.params)
         watch = Watch(roots, recorded.held, pyro.get_param_store())
         with _compiling():

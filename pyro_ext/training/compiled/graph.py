@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_ext.training.compiled.factorizations import mark_failures
 from pyro_ext.training.compiled.private import is_operator, record_graph
 from pyro_ext.training.compiled.simplify import Unsuitable, held_tensor
 
 __all__ = ["Recorded", "record"]
 
 _aten = torch.ops.aten
+_LARGEST = 20_000
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def record(
         return value.detach(), *(grad for _, grad in given)
 
     graph = record_graph(with_gradient, tensors)
+    mark_failures(graph)
     rewrite(graph)
     held = _lift(graph)
     _check(graph)
@@ -105,6 +108,11 @@ def _lift(graph: GraphModule) -> list[Tensor]:
 
 
 def _check(graph: GraphModule) -> None:
+    if len(graph.graph.nodes) > _LARGEST:
+        raise Unsuitable(
+            f"its step has more than {_LARGEST} operations. Write pyro.plate as a context, "
+            "with pyro.plate(...), for a loop over it"
+        )
     for node in graph.graph.nodes:
         if node.op != "call_function":
             continue

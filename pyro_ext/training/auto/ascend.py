@@ -1,6 +1,8 @@
 """Adam on fresh draws, with the gradient that sticks to the path."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from pyro_ext.training.auto.affine import Map, log_ratios
 from pyro_ext.training.auto.density import Density
+from pyro_ext.training.auto.replayed import Step, loss_and_grads
 
 __all__ = ["WORTH", "Movable", "ascend"]
 
@@ -72,14 +75,31 @@ def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> Iterator[
         with torch.no_grad():
             return log_ratios(density, q.map(), held_out)
 
-    best, before = _copied(q), ratios()
+    def loss(half: Tensor) -> Tensor:
+        """Return a loss with the gradient above; not a number where no draw is good."""
+        z = q.draw(torch.cat([half, -half]))
+        value, grad = density.value_and_grad(z.detach())
+        path = grad - q.score(z.detach())
+        good = torch.isfinite(path).all(-1) & torch.isfinite(value)
+        path = path.masked_fill(~good[:, None], 0.0)
+        return torch.where(good.any(), -(z * path).sum() / len(z), math.nan)
+
+    def draw(generator: torch.Generator = generator) -> Tensor:
+        shape = (_BATCH // 2, q.noise_dim)
+        return torch.randn(shape, generator=generator, dtype=density.dtype)
+
+    params, best, before, step = q.parameters(), _copied(q), ratios(), None
     for steps in _STEPS:
-        _round(density, q, steps, rate, generator)
+        spent = density.num_gradients
+        with _trained(params):
+            step = step or loss_and_grads(loss, params, draw(torch.Generator().manual_seed(seed)))
+            _round(step, draw, params, steps, rate)
+        density.num_gradients = spent + steps * _BATCH  # a recorded loss counts none
         after = ratios()
         gain = after - before
         mean, error = float(gain.mean()), float(gain.std()) / len(gain) ** 0.5
         if not mean > _SIGMAS * error:
-            for param, value in zip(q.parameters(), best, strict=True):
+            for param, value in zip(params, best, strict=True):
                 param.copy_(value)
             return
         best, before = _copied(q), after
@@ -87,28 +107,31 @@ def ascend(density: Density, q: Movable, *, rate: float, seed: int) -> Iterator[
 
 
 def _round(
-    density: Density, q: Movable, steps: int, rate: float, generator: torch.Generator
+    step: Step, draw: Callable[[], Tensor], params: list[Tensor], steps: int, rate: float
 ) -> None:
-    params = [param.requires_grad_() for param in q.parameters()]
-    optimizer = torch.optim.Adam(params, lr=rate)
+    optimizer = torch.optim.Adam(params, lr=rate, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    shape = (_BATCH // 2, q.noise_dim)
     for _ in range(steps):
-        half = torch.randn(shape, generator=generator, dtype=density.dtype)
-        z = q.draw(torch.cat([half, -half]))
-        value, grad = density.value_and_grad(z.detach())
-        path = grad - q.score(z.detach())
-        good = torch.isfinite(path).all(-1) & torch.isfinite(value)
-        if not bool(good.any()):
+        value, grads = step(draw())
+        if not math.isfinite(value):
             continue
-        loss = -(z * path)[good].sum() / len(z)
-        optimizer.zero_grad()
-        loss.backward()
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
         torch.nn.utils.clip_grad_norm_(params, _MAX_NORM)
         optimizer.step()
         schedule.step()
+
+
+@contextmanager
+def _trained(params: list[Tensor]) -> Iterator[None]:
+    """Within this context parameters want gradients."""
     for param in params:
-        param.requires_grad = False
+        param.requires_grad_()
+    try:
+        yield
+    finally:
+        for param in params:
+            param.requires_grad = False
 
 
 def _copied(q: Movable) -> list[Tensor]:

@@ -5,8 +5,6 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from pyro.optim import PyroOptim
-
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.callbacks import Callback
 
@@ -100,13 +98,11 @@ def check_functions(optim: Any, schedule: Any) -> None:
     for made_by in optim.values() if sides else (optim,):
         if not sides and (made_by is None or made_by == "auto"):
             continue
-        # One of Pyro's can be called, too: it takes a step.
-        if isinstance(made_by, PyroOptim) or not callable(made_by):
-            pyros = isinstance(made_by, PyroOptim)
-            got = "one of pyro.optim" if pyros else type(made_by).__name__
+        if not callable(made_by):
             raise TypeError(
                 "fit: expected optim to be a function from a list of parameters to a torch "
-                f"optimizer; got {got}. Write: optim=partial(torch.optim.Adam, lr=0.01)."
+                f"optimizer, or one of pyro.optim; got {type(made_by).__name__}. Write: "
+                "optim=partial(torch.optim.Adam, lr=0.01)."
             )
     if schedule is not None and not callable(schedule):
         raise TypeError(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pyro.optim import PyroOptim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from pyro_ext.autoguide import AutoJoint
@@ -27,6 +28,7 @@ from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.compiled.private import flatten, unflatten
 from pyro_ext.training.holdout import Holdout, Plateau
 from pyro_ext.training.loader import loader_in
+from pyro_ext.training.pyro_optim import as_factories
 from pyro_ext.training.ranks import Ranks
 from pyro_ext.training.run import Run
 from pyro_ext.training.session import Session
@@ -44,7 +46,7 @@ def fit(
     guide: Callable[..., Any] | None = None,
     loss: BoundLoss | None = None,
     data: Any = None,
-    optim: Factory | Mapping[str, Factory] | Literal["auto"] | None = None,
+    optim: Factory | PyroOptim | Mapping[str, Factory | PyroOptim] | Literal["auto"] | None = None,
     *,
     family: Family | Literal["auto"] | None = None,
     schedule: Callable[[torch.optim.Optimizer], LRScheduler] | None = None,
@@ -90,12 +92,13 @@ def fit(
             ``DataLoader`` whose batches are an argument, a tuple of arguments, or a map of
             keyword arguments; where the model has a plate over the rows of a batch, it is scaled
             to the length of the loader's data, or of the subset that its sampler draws from.
-        optim: From a list of parameters to a torch optimizer, or one function for ``"model"`` and
-            one for ``"guide"``, of the same kind of optimizer; by default, if any other option is
-            given, Adam, from 0.02 down to 0 on a cosine. Beside Adam, parameters with sparse
-            gradients get a ``SparseAdam`` of the same options. With ``"auto"`` start, scale, step
-            size and length of the fit are found, the draws are importance-corrected, and the run
-            has a verdict (``AutoRun``; with a guide or ``batch_size`` ``LocalRun``).
+        optim: From a list of parameters to a torch optimizer, or one of ``pyro.optim``, whose own
+            state stays as it is; or one for ``"model"`` and one for ``"guide"``, of the same kind
+            of optimizer; by default, if any other option is given, Adam, from 0.02 down to 0 on a
+            cosine. Beside Adam, parameters with sparse gradients get a ``SparseAdam`` of the same
+            options. With ``"auto"`` start, scale, step size and length of the fit are found, the
+            draws are importance-corrected, and the run has a verdict (``AutoRun``; with a guide
+            or ``batch_size`` ``LocalRun``).
         family: Family of the default guide; with ``"auto"`` it is found too.
         schedule: From that optimizer to a torch learning-rate scheduler, stepped at every step.
         num_steps: Number of steps; by default 2000.
@@ -215,7 +218,7 @@ def fit(
         guide=guide,
         loss=loss,
         args=_constant(arguments(data)),
-        optim=optim,
+        optim=as_factories(optim),
         schedule=schedule,
         num_steps=num_steps,
         batch_size=batch_size,

@@ -17,7 +17,7 @@ import pyro_ext as px
 
 X = torch.linspace(-2, 3, 10)
 ADAM = partial(Adam, lr=0.1)
-PYROS = pyro.optim.Adam({"lr": 0.1})
+SCHEDULED = pyro.optim.ExponentialLR({"optimizer": Adam, "optim_args": {"lr": 0.1}, "gamma": 0.9})
 
 
 def model(x):
@@ -66,14 +66,14 @@ ERRORS = {
         lambda: svi(LBFGS).step(X),
         r"CompiledSVI: .* got LBFGS, whose step needs a closure",
     ),
-    "optimizer of Pyro": (
-        lambda: fit(optim=PYROS),
-        r"fit: expected optim to be a function from .*; got one of pyro\.optim\. Write: "
-        r"optim=partial",
+    "scheduler of Pyro": (
+        lambda: fit(optim=SCHEDULED),
+        r"fit: expected optim without a schedule; got a scheduler of pyro\.optim\. Write: "
+        r"optim=partial\(torch\.optim\.Adam, lr=0\.01\), schedule=partial\(ExponentialLR",
     ),
-    "optimizers of Pyro": (
-        lambda: fit(optim={"model": ADAM, "guide": PYROS}),
-        r"expected optim to be a function from .*; got one of pyro\.optim",
+    "scheduler of Pyro for one side": (
+        lambda: fit(optim={"model": ADAM, "guide": SCHEDULED}),
+        r"fit: expected optim without a schedule; got a scheduler of pyro\.optim",
     ),
     "optimizer that is made": (
         lambda: fit(optim=Adam([torch.zeros(1)])),

@@ -1,7 +1,7 @@
 """One torch optimizer for all parameters, from a torch factory or one of Pyro's optimizers."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro.optim import PyroLRScheduler, PyroOptim
@@ -25,7 +25,9 @@ __all__ = [
     "Average",
     "Factory",
     "clip",
+    "constructor_of",
     "joint_factor",
+    "option_groups",
 ]
 
 Factory = Callable[[list[Tensor]], torch.optim.Optimizer]
@@ -140,10 +142,9 @@ class AllParameters:
         spec = self.spec
         if not isinstance(spec, PyroOptim):
             return checked_optimizer(spec(params), self.owner)
-        constructor: Any = spec.pt_optim_constructor
-        if constructor is PyroClippedAdam:
-            constructor = ClippedAdam
-        optimizer = checked_optimizer(constructor(self._groups(params, saved)), self.owner)
+        optimizer = checked_optimizer(
+            constructor_of(spec)(self._groups(params, saved)), self.owner
+        )
         if isinstance(spec, PyroLRScheduler):
             scheduler = spec.pt_scheduler_constructor(optimizer, **spec.kwargs)
             if saved:
@@ -153,25 +154,45 @@ class AllParameters:
         return optimizer
 
     def _groups(self, params: Iterable[Tensor], saved: Saved) -> list[dict[str, Any]]:
-        """Return parameter groups, one for each set of options, which a saved state has too."""
-        spec: Any = self.spec
-        if not isinstance(spec, PyroOptim):
+        if not isinstance(self.spec, PyroOptim):
             return [{"params": list(params)}]
-        groups: list[dict[str, Any]] = []
-        for param in params:
-            options = dict(spec._get_optim_args(param))
-            for group in saved.get(param, {}).get("param_groups", ()):
-                options |= {name: value for name, value in group.items() if name != "params"}
-            clips = spec._get_grad_clip_args(cast(Any, param))
-            options[CLIP_NORM] = clips.get("clip_norm")
-            options[CLIP_VALUE] = clips.get("clip_value")
-            for group in groups:
-                if {k: v for k, v in group.items() if k != "params"} == options:
-                    group["params"].append(param)
-                    break
-            else:
-                groups.append({"params": [param], **options})
-        return groups
+        return option_groups(self.spec, params, saved)
+
+
+def constructor_of(spec: PyroOptim) -> Callable[..., torch.optim.Optimizer]:
+    """Return what makes a torch optimizer for all parameters, as one of Pyro's makes one for each.
+
+    Args:
+        spec: One of ``pyro.optim``.
+    """
+    constructor: Any = spec.pt_optim_constructor
+    return ClippedAdam if constructor is PyroClippedAdam else constructor
+
+
+def option_groups(spec: PyroOptim, params: Iterable[Tensor], saved: Saved) -> list[dict[str, Any]]:
+    """Return parameter groups, one for each set of options, which a saved state has too.
+
+    Args:
+        spec: One of ``pyro.optim``.
+        params: The parameters.
+        saved: What was saved of each.
+    """
+    of_pyro: Any = spec
+    groups: list[dict[str, Any]] = []
+    for param in params:
+        options = dict(of_pyro._get_optim_args(param))
+        for group in saved.get(param, {}).get("param_groups", ()):
+            options |= {name: value for name, value in group.items() if name != "params"}
+        clips = of_pyro._get_grad_clip_args(param)
+        options[CLIP_NORM] = clips.get("clip_norm")
+        options[CLIP_VALUE] = clips.get("clip_value")
+        for group in groups:
+            if {k: v for k, v in group.items() if k != "params"} == options:
+                group["params"].append(param)
+                break
+        else:
+            groups.append({"params": [param], **options})
+    return groups
 
 
 def clip(

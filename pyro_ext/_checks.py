@@ -8,7 +8,6 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
-from pyro_ext._layers import explain_layer
 from pyro_ext._site_log_prob import check_shape, site_log_prob
 from pyro_ext._strata import JoinedElements
 from pyro_ext.structure import plate_frames, sample_sites
@@ -117,8 +116,7 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
     shapes = shapes and not isinstance(error, others)
     if particles > 1 and shapes and _runs_alone(pair):
         error.add_note(
-            explain_layer(error)
-            or f"The model ran with {particles} particles in a batch dim left of its plates. "
+            f"The model ran with {particles} particles in a batch dim left of its plates. "
             "With num_particles=1 it runs, so a line of it counts dims from the left or drops "
             "one: write (x * w).sum(-1) for x @ w, x.flatten(-2) for x.view(n, -1), "
             "u[..., index] for u[index], dim=-1 for dim=1, z.sum(-1, keepdim=True) for a sum over "

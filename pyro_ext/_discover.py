@@ -3,9 +3,9 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
 from pyro_ext._flat_guides import check_flat
+from pyro_ext._one_by_one import one_by_one
 from pyro_ext._replay import remember_params
 from pyro_ext._run import (
     Rerun,
+    drawn,
     frozen,
     particle_plates,
     replayed,
@@ -26,6 +28,7 @@ from pyro_ext._run import (
     with_stopped_values,
 )
 from pyro_ext._site_log_prob import check_shape, site_log_prob
+from pyro_ext._slower import tell_slower
 from pyro_ext._supports import check_supports
 from pyro_ext._terms import Particles
 from pyro_ext.structure import Structure, analyse, identity, sample_sites
@@ -77,7 +80,9 @@ def suggested(model_trace: Trace, guide_trace: Trace, *, joint: bool) -> Structu
     return Structure(found.nesting) if joint else found
 
 
-def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
+def discover(
+    pair: Pair, *, joint: bool, rerun: Rerun, many: bool, particles: Particles | None = None
+) -> Found:
     """Run a pair without particles, look at its plates, and remember them.
 
     Args:
@@ -85,6 +90,7 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
         joint: Whether all sites make one joint weight.
         rerun: How the guide will be run again.
         many: Whether there is more than one particle.
+        particles: With how many to try it, where it has failed with them.
 
     Raises:
         ValueError: If model and guide do not match, the guide has no parameters of its own for
@@ -102,24 +108,71 @@ def discover(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found:
         check_shapes(model_trace, guide_trace)
         if rerun != "no":
             _check_rerun(pair, stopped=rerun == "stopped")
-        first = structure = suggested(model_trace, guide_trace, joint=joint)
-        index = 0
-        while index < len(structure.local):
-            alone = Structure(
-                structure.nesting, (structure.local[index],), (structure.members[index],)
-            )
-            try:
-                leaks = _leaks(pair, alone)
-            except Exception as error:
-                explain_failure(error, pair, particles=2)
-                raise
-            if leaks:
-                structure = structure.without(index)
-            else:
-                index += 1
-        if many:
-            _check_apart(pair, structure)
+        first = suggested(model_trace, guide_trace, joint=joint)
+        structure = _tried(pair, first, many=many, particles=particles)
     return _remember(pair, Found(first, structure), joint=joint, rerun=rerun, many=many)
+
+
+def _tried(
+    pair: Pair, structure: Structure, *, many: bool, particles: Particles | None
+) -> Structure:
+    """Return the structure that works: with all particles at once, or else one by one."""
+    try:
+        with _same_random_state():
+            return _checked(pair, structure, many=many, particles=particles)
+    except Exception as error:
+        found = _tried_alone(pair, structure, many=many, particles=particles)
+        if found is None:
+            explain_failure(error, pair, particles=2)
+            raise
+        if many:
+            tell_slower(pair.model, error)
+        return found
+
+
+def _tried_alone(
+    pair: Pair, structure: Structure, *, many: bool, particles: Particles | None
+) -> Structure | None:
+    """Return the structure of a pair that works one by one, with the draws that failed at once."""
+    try:
+        how = _how(pair, structure, particles or Particles(1, 2))
+        with _same_random_state():
+            alone = replace(structure, one_by_one=how)
+            return _checked(pair, alone, many=many, particles=particles)
+    except Exception:
+        return None
+
+
+def _checked(
+    pair: Pair, structure: Structure, *, many: bool, particles: Particles | None
+) -> Structure:
+    """Return the structure with plates whose elements turn out to be coupled counted as global."""
+    index = 0
+    while index < len(structure.local):
+        if _leaks(pair, structure.alone(index)):
+            structure = structure.without(index)
+        else:
+            index += 1
+    if many:
+        _check_apart(pair, structure)
+    if particles is not None:
+        with particle_plates(structure, particles):
+            found = traces(pair, one_by_one(structure, particles))
+        for trace in found:
+            _check_shapes(trace, structure)
+    return structure
+
+
+def _how(pair: Pair, structure: Structure, particles: Particles) -> Literal["model", "pair"]:
+    """Return what is run one by one: the model, or the pair where the guide fails too."""
+    if isinstance(poutine.unwrap(pair.guide), GuideMessenger):
+        return "pair"
+    try:
+        with _same_random_state(), particle_plates(structure, particles):
+            _check_shapes(drawn(pair)[1], structure)
+    except Exception:
+        return "pair"
+    return "model"
 
 
 def _key(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> tuple[Any, ...]:
@@ -172,8 +225,9 @@ def _check_rerun(pair: Pair, *, stopped: bool) -> None:
 
 def _leaks(pair: Pair, alone: Structure) -> bool:
     """Tell whether a site outside the plates changes with the particles inside them."""
-    with particle_plates(alone, Particles(2, 1)):
-        model_trace, guide_trace = traces(pair)
+    particles = Particles(2, 1)
+    with particle_plates(alone, particles):
+        model_trace, guide_trace = traces(pair, one_by_one(alone, particles))
     for trace in (model_trace, guide_trace):
         for _, site in sample_sites(trace):
             if alone.home(site) is None:
@@ -188,25 +242,27 @@ def _check_apart(pair: Pair, structure: Structure) -> None:
     """Raise if the density of one particle changes with the latents of another."""
     if isinstance(poutine.unwrap(pair.guide), GuideMessenger):
         return
-    with torch.enable_grad(), particle_plates(structure, Particles(1, 2)):
-        trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+    particles = Particles(1, 2)
+    runs = one_by_one(structure, particles)
+    with torch.enable_grad(), particle_plates(structure, particles):
+        _, trace = drawn(pair, runs)
         seen = with_stopped_values(trace, [name for name, _ in sample_sites(trace)])
         leaves = {
             name: (site["value"].requires_grad_(), site["fn"].event_dim)
             for name, site in sample_sites(seen)
             if site["value"].is_floating_point()
         }
-        try:
-            model_trace = replayed_model(pair, seen)
-            for _, site in sample_sites(model_trace):
-                shape = site_log_prob(site).shape
-                check_shape(site, shape, max(len(shape) - structure.nesting, 0))
-        except Exception as error:
-            explain_failure(error, pair, particles=2)
-            raise
-    if leaves:  # discrete latents alone have no gradient to tell by
+        model_trace = replayed_model(pair, seen, runs)
+        _check_shapes(model_trace, structure)
+    if leaves and runs is None:  # discrete latents alone have no gradient to tell by
         with torch.enable_grad():
             _check_gradients(model_trace, leaves, -structure.nesting - 1)
+
+
+def _check_shapes(trace: Trace, structure: Structure) -> None:
+    for _, site in sample_sites(trace):
+        shape = site_log_prob(site).shape
+        check_shape(site, shape, max(len(shape) - structure.nesting, 0))
 
 
 def _check_gradients(model_trace: Trace, leaves: dict[str, tuple[Tensor, int]], dim: int) -> None:

@@ -5,10 +5,10 @@ from types import TracebackType
 from pyro.nn import PyroModule
 from torch import nn
 
-__all__ = ["explain_layer"]
+__all__ = ["instead_of_layer"]
 
 
-def explain_layer(error: Exception) -> str | None:
+def instead_of_layer(error: Exception) -> str | None:
     """Return what to write in place of the layer in which an error came up, if that is why.
 
     Args:
@@ -19,19 +19,14 @@ def explain_layer(error: Exception) -> str | None:
         layer, trace = _layer(trace) or layer, trace.tb_next
     if layer is None:
         return None
-    kind, name = type(layer).__name__.removeprefix("Pyro"), f"self.{layer._pyro_name}"
-    latents = [f"{layer._pyro_name}.{latent}" for latent in layer._pyro_samples]
+    name = f"self.{layer._pyro_name}"
     bias = "" if getattr(layer, "bias", None) is None else f" + {name}.bias"
     instead = (
         f"h = ({name}.weight @ h.unsqueeze(-1)).squeeze(-1){bias}"
         if isinstance(layer, nn.Linear)
-        else "the same from functions that take batch dims left of a weight, such as @"
+        else "functions that take batch dims left of a weight, such as @,"
     )
-    return (
-        f"The weights {latents} are latents, with a batch dim for the particles that a layer of "
-        f"torch, {kind}, does not take. Write: {instead}, in place of {name}(h); or "
-        "num_particles=1, and chunk_size=1 in the diagnostics that take it."
-    )
+    return f"{instead} in place of {name}(h)"
 
 
 def _layer(trace: TracebackType) -> PyroModule | None:

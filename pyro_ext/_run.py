@@ -13,6 +13,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext._checks import Pair
+from pyro_ext._one_by_one import OneByOne, one_by_one
 from pyro_ext._replay import remember_params
 from pyro_ext._site_log_prob import score
 from pyro_ext._strata import stratify
@@ -24,6 +25,7 @@ __all__ = [
     "Mode",
     "Rerun",
     "Traces",
+    "drawn",
     "frozen",
     "held",
     "particle_plates",
@@ -112,21 +114,22 @@ def run_pair(pair: Pair, structure: Structure, particles: Particles, mode: Mode)
     leaves: tuple[Leaf, ...] = ()
     outer, inner = particles.dims(structure.nesting)
     axes = tuple(dim for dim in (inner, outer) if dim is not None)
+    runs = one_by_one(structure, particles)
     with particle_plates(structure, particles), stratify(axes if mode.stratified else None):
         if mode.values == "attached" and not mode.stop_guide:
-            model_trace, guide_trace = traces(pair)
+            model_trace, guide_trace = traces(pair, runs)
             scored = guide_trace
         else:
             with remember_params(stopped=mode.stop_guide):
-                guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
+                _, guide_trace = drawn(pair, runs)
                 seen, leaves = _with_values(guide_trace, structure, paths, mode.values)
                 if mode.values == "detached":
-                    seen = replayed(pair, seen)
-                model_trace = replayed_model(pair, seen)
+                    seen = replayed(pair, seen, runs)
+                model_trace = replayed_model(pair, seen, runs)
                 with frozen(pair.guide, guide_trace) if mode.stop_guide else nullcontext():
-                    scored = seen if mode.values == "detached" else replayed(pair, seen)
+                    scored = seen if mode.values == "detached" else replayed(pair, seen, runs)
                     if mode.values == "scaled" and structure.local and particles.inner > 1:
-                        _stop_globals(scored, pair, seen, structure)
+                        _stop_globals(scored, pair, seen, structure, runs)
                     score(scored)
     return Traces(model_trace, guide_trace, scored, paths, leaves)
 
@@ -143,17 +146,28 @@ def particle_plates(structure: Structure, particles: Particles) -> Iterator[None
         yield
 
 
-def traces(pair: Pair) -> tuple[Trace, Trace]:
+def traces(pair: Pair, runs: OneByOne | None = None) -> tuple[Trace, Trace]:
     """Return the traces of the model and of the guide that it is replayed against."""
+    model_trace, guide_trace = drawn(pair, runs)
+    if model_trace is None:
+        model_trace = replayed_model(pair, guide_trace, runs)
+    return model_trace, guide_trace
+
+
+def drawn(pair: Pair, runs: OneByOne | None = None) -> tuple[Trace | None, Trace]:
+    """Return the guide's trace, and the model's where the guide has run it."""
+    if runs is not None and runs.structure.one_by_one == "pair":
+        return runs.drawn(pair)
     unwrapped = poutine.unwrap(pair.guide)
     if isinstance(unwrapped, GuideMessenger):
         pair.guide(*pair.args, **pair.kwargs)
         return unwrapped.get_traces()
-    guide_trace = poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
-    return replayed_model(pair, guide_trace), guide_trace
+    return None, poutine.trace(pair.guide).get_trace(*pair.args, **pair.kwargs)
 
 
-def replayed_model(pair: Pair, guide_trace: Trace) -> Trace:
+def replayed_model(pair: Pair, guide_trace: Trace, runs: OneByOne | None = None) -> Trace:
+    if runs is not None:
+        return runs.replayed(pair.model, pair, guide_trace)
     replayed = poutine.replay(pair.model, trace=guide_trace)
     return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
 
@@ -170,19 +184,23 @@ def prior_of(model: Callable[..., Any]) -> Callable[..., Any]:
     return prior
 
 
-def replayed(pair: Pair, trace: Trace) -> Trace:
+def replayed(pair: Pair, trace: Trace, runs: OneByOne | None = None) -> Trace:
+    if runs is not None and runs.structure.one_by_one == "pair":
+        return runs.replayed(pair.guide, pair, trace)
     replayed = poutine.replay(pair.guide, trace=trace)
     return poutine.trace(replayed).get_trace(*pair.args, **pair.kwargs)
 
 
-def _stop_globals(scored: Trace, pair: Pair, trace: Trace, structure: Structure) -> None:
+def _stop_globals(
+    scored: Trace, pair: Pair, trace: Trace, structure: Structure, runs: OneByOne | None
+) -> None:
     """Score the local sites with the globals that they depend on stopped.
 
     The globals are parameters of q(z | globals), whose score the doubly reparameterized estimator
     replaces by the scaled path, as it does that of the guide's own parameters.
     """
     shared = [name for name, site in sample_sites(trace) if structure.home(site) is None]
-    for name, site in sample_sites(replayed(pair, with_stopped_values(trace, shared))):
+    for name, site in sample_sites(replayed(pair, with_stopped_values(trace, shared), runs)):
         if structure.home(site) is not None:
             scored.nodes[name] = site
 

@@ -1,9 +1,11 @@
 """Which plates of a (model, guide) pair hold independent elements with latents of their own."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 from pyro.poutine import Trace
@@ -28,11 +30,13 @@ __all__ = [
     "trainable",
     "unconstrained",
     "unwrapped",
+    "without_particles",
 ]
 
 _PREFIX = "_pyro_ext_particles"
 _WRAPPERS = (Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 _Plates = tuple[tuple[str, int], ...]
+_PAUSED: ContextVar[bool] = ContextVar("pyro_ext_no_particles", default=False)
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,29 @@ class Structure:
             sites, whose elements are independent given the global latents, as ``(name, dim)`` by
             rising dim.
         members: For each entry of ``local``, the names of all plates in the set.
+        one_by_one: What takes no batch dim for particles, and is run for each of them: the
+            ``"model"``, or the ``"pair"``, if the guide takes none either.
     """
 
     nesting: int
     local: tuple[tuple[tuple[str, int], ...], ...] = ()
     members: tuple[frozenset[str], ...] = ()
+    one_by_one: Literal["", "model", "pair"] = ""
 
     def without(self, index: int) -> "Structure":
         """Return the structure with one set of plates counted as global."""
         keep = [i for i in range(len(self.local)) if i != index]
-        return Structure(
-            self.nesting,
-            tuple(self.local[i] for i in keep),
-            tuple(self.members[i] for i in keep),
+        return self._of(keep)
+
+    def alone(self, index: int) -> "Structure":
+        """Return the structure with the other sets of plates counted as global."""
+        return self._of([index])
+
+    def _of(self, keep: list[int]) -> "Structure":
+        return replace(
+            self,
+            local=tuple(self.local[i] for i in keep),
+            members=tuple(self.members[i] for i in keep),
         )
 
     def home(self, site: Any) -> int | None:
@@ -80,9 +94,21 @@ class ParticlePlate(IndepMessenger):
         self.inside = inside
 
     def _process_message(self, msg: Any) -> None:
+        if _PAUSED.get():
+            return
         if self.inside is None or any(f.name in self.inside for f in msg["cond_indep_stack"]):
             super()._process_message(msg)
             BroadcastMessenger._pyro_sample(msg)
+
+
+@contextmanager
+def without_particles() -> Iterator[None]:
+    """Within this context, the plates of particles around it hold no site."""
+    token = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(token)
 
 
 def sample_sites(trace: Trace) -> list[tuple[str, Any]]:

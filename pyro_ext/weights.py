@@ -191,14 +191,15 @@ def weigh(
         if suggested(traces.model, traces.guide, joint=joint) == found.suggested:
             return finished(traces, found.structure)
     except Exception as error:
-        if known is None or _again(pair, joint=joint, rerun=mode.rerun, many=many) in (
-            None,
-            found,
-        ):
-            explain_failure(error, pair, particles=particles.inner * particles.outer)
+        again = _again(pair, particles if many else None, joint=joint, rerun=mode.rerun)
+        if again in (None, found):
+            at_once = 1 if found.structure.one_by_one else particles.inner * particles.outer
+            explain_failure(error, pair, particles=at_once)
             raise
-    # The pair's plates have changed since they were looked at.
-    found = discover(pair, joint=joint, rerun=mode.rerun, many=many)
+        found = again
+    else:
+        found = discover(pair, joint=joint, rerun=mode.rerun, many=many)
+    # The pair's plates have changed since they were looked at, or it takes no such particles.
     traces = run_pair(pair, found.structure, particles, mode)
     return finished(traces, found.structure)
 
@@ -211,9 +212,10 @@ def _apart(pair: Pair, traces: Traces, rerun: Rerun, *, many: bool) -> Structure
     return found.structure
 
 
-def _again(pair: Pair, *, joint: bool, rerun: Rerun, many: bool) -> Found | None:
+def _again(pair: Pair, particles: Particles | None, *, joint: bool, rerun: Rerun) -> Found | None:
+    many = particles is not None
     try:
-        return discover(pair, joint=joint, rerun=rerun, many=many)
+        return discover(pair, joint=joint, rerun=rerun, many=many, particles=particles)
     except Exception:
         return None
 

@@ -1,5 +1,6 @@
 """What log weights cannot be made of: bad arguments, sites, plates and data."""
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -46,22 +47,72 @@ def test_guide_lacks_a_latent_that_pyro_would_sum_out() -> None:
             call(model, guide, X)
 
 
-def test_a_matrix_product_gets_a_note() -> None:
-    covariates = torch.randn(len(X), 3)
+def test_a_model_of_other_sites_in_each_draw_gets_a_note() -> None:
+    """Its draws cannot be put together: only one at a time is run."""
+    number = itertools.count()
 
-    def model(x: Tensor) -> None:
-        w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(covariates @ w, 1.0), obs=x)
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        if z < 0:
+            z = -z
+        pyro.factor(f"{next(number)}", -z)
 
     guide = px.AutoJoint(model)
-    with pytest.raises(RuntimeError) as caught:
-        px.evidence(model, guide, X)
+    with pytest.raises(RuntimeError, match="Boolean value of Tensor") as caught:
+        px.log_weights(model, guide, num_particles=30)
     (note,) = caught.value.__notes__
     assert "(x * w).sum(-1) for x @ w" in note
     assert "chunk_size=1 in the diagnostics" in note
-    found = px.evidence(model, guide, X, num_particles=30, num_repeats=1, chunk_size=1, seed=0)
+    found = px.evidence(model, guide, num_particles=30, num_repeats=1, chunk_size=1, seed=0)
     assert len(found.draws) == 30
+
+
+def test_a_model_of_other_sites_in_some_draws() -> None:
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("high" if z > 2 else "low", z)
+
+    guide = px.AutoJoint(model, init_scale=1.0)
+    torch.manual_seed(0)
+    message = r"site 'high': .*same sites in each draw; got it in some alone\. Write: the site in"
+    with (
+        pytest.warns(UserWarning, match="'model' are run one by one"),
+        pytest.raises(ValueError, match=message) as caught,
+    ):
+        px.log_weights(model, guide, num_particles=300)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def handled(handler: Callable[[Tensor], Any]) -> Callable[[Tensor], None]:
+    """Return a model for one draw whose data are in a handler that depends on a latent."""
+
+    def model(x: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        with pyro.plate("data", len(x)), handler((x.new_ones(len(x), 3) @ w).abs().sum()):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    return model
+
+
+def test_a_scale_that_depends_on_a_latent() -> None:
+    """One scale for all draws would be wrong, so they are not run one by one."""
+    model = handled(lambda total: poutine.scale(scale=total))
+    with pytest.raises(RuntimeError) as caught:
+        px.log_weights(model, px.AutoJoint(model, init_scale=1.0), X, num_particles=30)
+    assert "counts dims from the left" in caught.value.__notes__[0]
+
+
+def test_a_mask_that_depends_on_a_latent() -> None:
+    """That it does shows late: two draws have the same."""
+    model = handled(lambda total: poutine.mask(mask=total > 1.0))
+    guide = px.AutoJoint(model, init_scale=1.0)
+    torch.manual_seed(0)
+    message = r"site 'x': expected the same mask in each draw; got another.* Write: poutine\.mask"
+    with (
+        pytest.warns(UserWarning, match="'model' are run one by one"),
+        pytest.raises(ValueError, match=message),
+    ):
+        px.log_weights(model, guide, X, num_particles=300)
 
 
 def test_guide_has_an_extra_site() -> None:
@@ -209,49 +260,6 @@ def test_nan_in_the_data_names_the_site(particles: int) -> None:
     assert not hasattr(caught.value, "__notes__")
 
 
-def test_model_that_counts_dims_from_the_left_gets_a_note() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(1), 1.0), obs=x)
-
-    guide = px.AutoPerDatapoint(model)
-    px.log_weights(model, guide, X, joint=True)
-    for joint in (False, True):
-        with pytest.raises((ValueError, RuntimeError)) as caught:
-            px.log_weights(model, guide, X, num_particles=5, joint=joint)
-        (note,) = caught.value.__notes__
-        assert "counts dims from the left" in note
-
-
-def test_model_that_indexes_a_plate_from_the_left_gets_a_note() -> None:
-    group = torch.arange(NUM) % 3
-
-    def model(x: Tensor) -> None:
-        with pyro.plate("groups", 3):
-            u = pyro.sample("u", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(u[group], 1.0), obs=x)
-
-    guide = px.AutoJoint(model)
-    px.log_weights(model, guide, X)
-    with pytest.raises(IndexError) as caught:
-        px.log_weights(model, guide, X, num_particles=2)
-    assert "u[..., index] for u[index]" in caught.value.__notes__[0]
-
-
-def test_model_that_drops_a_plate_dim_gets_a_note() -> None:
-    def model(x: Tensor) -> None:
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("s", dist.Normal(z.sum(-1), 1.0), obs=torch.tensor(0.0))
-
-    for particles in (4, NUM):
-        with pytest.raises(ValueError, match="site 's'") as caught:
-            px.log_weights(model, local_guide, X, num_particles=particles)
-        assert "keepdim=True" in caught.value.__notes__[0]
-
-
 def test_a_matrix_that_is_not_positive_definite_gets_no_note_on_shapes() -> None:
     def model() -> None:
         z = pyro.sample("z", dist.Normal(2.0, 1.0))
@@ -296,14 +304,30 @@ def guide_of_mixing(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("how", ["view", "batch norm"])
-def test_a_model_that_mixes_particles_raises(how: str) -> None:
+@pytest.mark.parametrize("particles", [5, NUM])
+def test_a_model_that_mixes_particles_is_run_one_by_one(how: str, particles: int) -> None:
     """Silent otherwise: the shapes fit, and the loss is that of another model."""
     model, x = mixing(how), torch.randn(6)
+    with pytest.warns(UserWarning, match="'model' are run one by one"):
+        found = px.log_weights(model, guide_of_mixing, x, num_particles=particles, joint=True)
+    for draw, log_p in zip(found.latents["z"], found.terms[0].log_p, strict=True):
+        alone = poutine.trace(poutine.condition(model, {"z": draw})).get_trace(x)
+        torch.testing.assert_close(log_p, alone.log_prob_sum())
+
+
+def test_a_model_that_mixes_particles_raises() -> None:
+    """It cannot be run one by one either, as the sites are others in each draw."""
+
+    def model(x: Tensor) -> None:
+        mixing("view")(x)
+        pyro.deterministic(f"{next(number)}", x)
+
+    number = itertools.count()
     message = r"site 'x': .* got one that changes with 'z' of another.*flatten\(-2\).*model\.eval"
     for loss in (px.IWAE(5), px.ELBO(5)):
         with pytest.raises(ValueError, match=message):
-            loss.loss(model, guide_of_mixing, x)
-    assert px.ELBO(1).loss(model, guide_of_mixing, x) > 0
+            loss.loss(model, guide_of_mixing, torch.randn(6))
+    assert px.ELBO(1).loss(model, guide_of_mixing, torch.randn(6)) > 0
 
 
 def test_a_model_that_keeps_particles_apart_does_not_raise() -> None:

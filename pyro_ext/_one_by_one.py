@@ -1,26 +1,25 @@
-"""Models that take no batch dim for particles: run for each particle, and put together."""
+"""Models that take no batch dim for particles: run for each of them, and put together."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.poutine import Trace
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.replay_messenger import ReplayMessenger
-from pyro.poutine.util import site_is_subsample
 from torch import Size, Tensor
+from torch.distributions.constraints import Constraint
 from tqdm.auto import tqdm
 
 from pyro_ext._checks import Pair
+from pyro_ext._one_run import Run, alike, mapped, read, subsamples
 from pyro_ext._progress import hidden
 from pyro_ext._score_function import is_reparameterized
 from pyro_ext._site_log_prob import unmask_drawn
-from pyro_ext._supports import bounds_differ
+from pyro_ext._supports import bounds
 from pyro_ext._terms import Particles
 from pyro_ext.structure import (
     Structure,
@@ -30,7 +29,7 @@ from pyro_ext.structure import (
     without_particles,
 )
 
-__all__ = ["OneByOne", "Stacked", "one_by_one"]
+__all__ = ["OneByOne", "one_by_one"]
 
 
 def one_by_one(structure: Structure, particles: Particles) -> "OneByOne | None":
@@ -44,46 +43,43 @@ def one_by_one(structure: Structure, particles: Particles) -> "OneByOne | None":
     return OneByOne(structure, particles) if structure.one_by_one and several else None
 
 
-class Stacked(TorchDistribution):
-    """The distributions of a site in the runs of all particles, as one.
+class _Scored(TorchDistribution):
+    """What is known of a site's distributions in the runs of all particles.
 
     Args:
-        fns: One for each particle.
-        runs: How the particles lie.
-        shared: Whether the site is the same for all particles inside an outer one.
+        first: That of the first particle.
+        sizes: Sizes of the particle dims, and of the plates.
+        value: The values of all particles.
+        log_prob: Their log density.
+        support: The support.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (torch asks for a plain dict)
 
-    def __init__(self, fns: list[Any], runs: "OneByOne", *, shared: bool) -> None:
-        first = fns[0]
-        self.fns, self.runs, self.shared = fns, runs, shared
+    def __init__(
+        self, first: Any, sizes: tuple[int, ...], value: Tensor, log_prob: Tensor, support: Any
+    ) -> None:
         self.has_rsample = first.has_rsample
-        batch = (1,) * (runs.nesting - len(first.batch_shape)) + tuple(first.batch_shape)
-        super().__init__(Size((*runs.sizes, *batch)), first.event_shape, validate_args=False)
+        self._value, self._log_prob, self._support = value, log_prob, support
+        super().__init__(Size(sizes), first.event_shape, validate_args=False)
 
     @property
     def support(self) -> Any:
-        """That of the first particle, or of one that has another."""
-        first = self.fns[0].support
-        others = (fn.support for fn in self.fns[1:])
-        return next((found for found in others if bounds_differ(first, found)), first)
+        """That of all particles."""
+        return self._support
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of each particle's value under its own distribution.
+        """Return the log density of the values that it is known of."""
+        if value is not self._value:
+            raise NotImplementedError
+        return self._log_prob
 
-        Args:
-            value: One for each particle, or one for all.
-        """
-        values = self.runs.split(value, self.event_dim)
-        found = [fn.log_prob(one) for fn, one in zip(self.fns, values, strict=True)]
-        stacked = self.runs.stack(found, 0)
-        if not self.shared:
-            return stacked
-        # It is for whoever reads the shape to say what follows if they differ.
-        alone = stacked.narrow(len(self.runs.sizes) - 1, 0, 1)
-        alike = torch.allclose(stacked, alone, rtol=0.0, atol=0.0, equal_nan=True)
-        return alone if alike else stacked
+
+class _Moving(Constraint):
+    """A support that is not the same for all particles."""
+
+    def __init__(self, found: list[Any]) -> None:
+        self.bounds = found
 
 
 class _Given(ReplayMessenger):
@@ -116,39 +112,9 @@ class OneByOne:
     particles: Particles
 
     @property
-    def nesting(self) -> int:
-        """Number of plate dims."""
-        return self.structure.nesting
-
-    @property
     def sizes(self) -> tuple[int, ...]:
         """Sizes of the particle dims."""
         return tuple(n for n in (self.particles.outer, self.particles.inner) if n > 1)
-
-    def split(self, value: Tensor, event_dim: int) -> tuple[Tensor, ...]:
-        """Return the value of each particle.
-
-        Args:
-            value: Shape ``(*particles, *plates, *event)``, or without dims of particles.
-            event_dim: Number of event dims.
-        """
-        lead = value.dim() - event_dim - self.nesting
-        if lead <= 0:
-            return (value,) * (self.particles.outer * self.particles.inner)
-        value = value.reshape((1,) * (len(self.sizes) - lead) + tuple(value.shape))
-        value = value.expand(*self.sizes, *value.shape[len(self.sizes) :])
-        return value.flatten(0, len(self.sizes) - 1).unbind(0)
-
-    def stack(self, values: list[Tensor], event_dim: int) -> Tensor:
-        """Put values of all particles together, the inverse of ``split``.
-
-        Args:
-            values: One a particle.
-            event_dim: Number of event dims.
-        """
-        shape = tuple(values[0].shape)
-        missing = (1,) * (self.nesting + event_dim - len(shape))
-        return torch.stack(values).reshape((*self.sizes, *missing, *shape))
 
     def replayed(self, fn: Callable[..., Any], pair: Pair, trace: Trace) -> Trace:
         """Run a model, or a guide, at the draws of a trace.
@@ -159,19 +125,28 @@ class OneByOne:
             trace: The draws, with the dims of particles.
         """
         drawn = [(name, site) for name, site in sample_sites(trace) if not site["is_observed"]]
-        split = {name: self.split(site["value"], site["fn"].event_dim) for name, site in drawn}
-        given, found = trace.copy(), []
-        with self._alone() as particles:
-            for index in particles:
-                values = {name: parts[index] for name, parts in split.items()}
-                run = _Given(given, values)(fn)
-                found.append(poutine.trace(run).get_trace(*pair.args, **pair.kwargs))
-                if index == 0:
-                    _add(given, found[0], [n for n in _subsamples(found[0]) if n not in given])
-        if fn is not pair.guide:
-            for one in found:
-                unmask_drawn(one, trace)
-        return self._together(found, trace)
+        values = {name: self._rows(site["value"], site["fn"].event_dim) for name, site in drawn}
+        given = trace.copy()
+
+        def run(own: dict[str, Tensor]) -> Trace:
+            handled = _Given(given, own)(fn)
+            found = poutine.trace(handled).get_trace(*pair.args, **pair.kwargs)
+            if fn is not pair.guide:
+                unmask_drawn(found, trace)
+            return found
+
+        with without_particles():
+            first = run({name: rows[0] for name, rows in values.items()})
+            _add(given, first, [name for name in subsamples(first) if name not in given])
+            found = mapped(run, values, first)
+            if found is None:
+                split = {name: rows.unbind(0) for name, rows in values.items()}
+                runs = [read(first, first, values)]
+                for index in self._indices(1):
+                    own = {name: rows[index] for name, rows in split.items()}
+                    runs.append(read(run(own), first, values))
+                found = Run.stacked(runs, first)
+        return self._together(first, found, trace)
 
     def drawn(self, pair: Pair) -> tuple[Trace | None, Trace]:
         """Draw from the guide; return the trace of the model, if it ran too, and the guide's.
@@ -181,10 +156,11 @@ class OneByOne:
         """
         messenger: Any = poutine.unwrap(pair.guide)
         both = isinstance(messenger, GuideMessenger)
-        models, guides, known = [], [], Trace()
-        with self._alone() as particles:
-            for index in particles:
-                outer = index - index % self.particles.inner
+        models: list[Trace] = []
+        guides: list[Trace] = []
+        known = Trace()
+        with without_particles():
+            for index in self._indices(0):
                 if both:
                     pair.guide(*pair.args, **pair.kwargs)
                     model_trace, one = messenger.get_traces()
@@ -194,97 +170,98 @@ class OneByOne:
                     one = poutine.trace(run).get_trace(*pair.args, **pair.kwargs)
                 guides.append(one)
                 known = Trace()
-                _add(known, guides[0], _subsamples(guides[0]))
-                if self.structure.local:
-                    _add(known, guides[outer], self._shared(guides[outer]))
-        guide_trace = self._together(guides, None)
-        return (self._together(models, guide_trace) if both else None), guide_trace
+                _add(known, guides[0], subsamples(guides[0]))
+                if self.structure.local and (index + 1) % self.particles.inner:
+                    outer = guides[index - index % self.particles.inner]
+                    _add(known, outer, [n for n, s in sample_sites(outer) if self._outside(s)])
+        guide_trace = self._joined(guides, None)
+        for one in models:
+            unmask_drawn(one, guide_trace)
+        return (self._joined(models, guide_trace) if both else None), guide_trace
 
-    @contextmanager
-    def _alone(self) -> Iterator[Any]:
+    def _indices(self, start: int) -> Any:
         count = self.particles.outer * self.particles.inner
-        with without_particles():
-            yield tqdm(range(count), "draws", delay=2, disable=hidden(), leave=False)
+        return tqdm(range(start, count), "draws", delay=2, disable=hidden(), leave=False)
 
-    def _shared(self, trace: Trace) -> list[str]:
-        return [n for n, site in sample_sites(trace) if self.structure.home(site) is None]
+    def _outside(self, site: Any) -> bool:
+        return bool(self.structure.local) and self.structure.home(site) is None
 
-    def _together(self, traces: list[Trace], draws: Trace | None) -> Trace:
+    def _rows(self, value: Tensor, event_dim: int) -> Tensor:
+        """Return the value of each particle, in the first dim."""
+        sizes, lead = self.sizes, max(value.dim() - event_dim - self.structure.nesting, 0)
+        shape = value.shape[lead:]
+        value = value.reshape((*(1,) * (len(sizes) - lead), *value.shape[:lead], *shape))
+        return value.expand(*sizes, *shape).reshape(-1, *shape)
+
+    def _unrows(self, rows: Tensor, event_dim: int) -> Tensor:
+        """Return what has a row for each particle with the dims of particles and plates."""
+        shape = tuple(rows.shape[1:])
+        missing = (1,) * (self.structure.nesting + event_dim - len(shape))
+        return rows.reshape((*self.sizes, *missing, *shape))
+
+    def _joined(self, traces: list[Trace], draws: Trace | None) -> Trace:
+        given = () if draws is None else draws.nodes
+        runs = [read(trace, traces[0], given) for trace in traces]
+        return self._together(traces[0], Run.stacked(runs, traces[0]), draws)
+
+    def _together(self, first: Trace, found: Run, draws: Trace | None) -> Trace:
         """Return one trace of those of all particles."""
-        merged = traces[0].copy()
-        names = set(merged.nodes)
-        for trace in traces:
-            if set(trace.nodes) != names:
-                other = sorted(map(str, names ^ set(trace.nodes)))[0]
-                raise ValueError(
-                    f"site '{other}': expected the same sites in each draw; got it in some alone. "
-                    "Write: the site in each, with poutine.mask(mask=...) where it does not count."
-                )
-        skipped = {*_subsamples(merged), *(n for n, s in merged.nodes.items() if _is_no_site(s))}
-        for name in names - skipped:
-            sites: list[Any] = [trace.nodes[name] for trace in traces]
-            drawn = None if draws is None else draws.nodes.get(name)
-            merged.nodes[name] = self._site(sites, drawn)
+        merged = first.copy()
+        nodes: dict[str, Any] = first.nodes
+        for name in found.names:
+            merged.nodes[name] = self._site(nodes[name], found, draws)
         return merged
 
-    def _site(self, sites: list[Any], drawn: Any) -> Any:
-        first = sites[0]
+    def _site(self, first: Any, found: Run, draws: Trace | None) -> Any:
+        name, event_dim = first["name"], first["fn"].event_dim
         for key in ("mask", "scale"):
-            if not _alike([site[key] for site in sites]):
+            if not alike(found.get(name, key)):
                 raise ValueError(
-                    f"site '{first['name']}': expected the same {key} in each draw; got another "
-                    f"where a latent has another value. Write: poutine.{key} with what is known."
+                    f"site '{name}': expected the same {key} in each draw; got another where a "
+                    f"latent has another value. Write: poutine.{key} with what is known."
                 )
-        values = [site["value"] for site in sites]
+        rows = found.get(name, "value")
         if first["infer"].get("_deterministic", False):
             event_dim = _event_dim(first)
-            value = self.stack(values, event_dim)
-            fn = dist.Delta(value, event_dim=event_dim).mask(mask=False)
-            return first | {"value": value, "fn": fn}
-        fns, event_dim = [site["fn"] for site in sites], first["fn"].event_dim
-        if drawn is not None and not first["is_observed"]:
-            value = drawn["value"]
-        elif first["is_observed"] and _alike(values):
-            value = values[0]
+            computed = self._unrows(rows, event_dim)
+            fn = dist.Delta(computed, event_dim=event_dim).mask(mask=False)
+            return first | {"value": computed, "fn": fn}
+        if draws is not None and name in draws.nodes and not first["is_observed"]:
+            value: Any = draws.nodes[name]["value"]
+        elif first["is_observed"] and alike(rows):
+            value = first["value"]
         else:
-            value = self.stack(values, event_dim)
-        if is_delta(first) and not first["is_observed"] and drawn is None:
-            log_density = self.stack([site["fn"].log_prob(site["value"]) for site in sites], 0)
-            return first | {"value": value, "fn": dist.Delta(value, log_density, event_dim)}
-        if first["fn"].has_rsample and not all(map(is_reparameterized, sites)) and drawn is None:
+            value = self._unrows(rows, event_dim)
+        log_prob = self._unrows(found.get(name, "log_prob"), 0)
+        if self._outside(first) and self.particles.inner > 1:
+            # It is for whoever reads the shape to say what follows if they differ.
+            alone = log_prob.narrow(len(self.sizes) - 1, 0, 1)
+            log_prob = alone if alike(log_prob.movedim(len(self.sizes) - 1, 0)) else log_prob
+        if draws is None and is_delta(first) and not first["is_observed"]:
+            return first | {"value": value, "fn": dist.Delta(value, log_prob, event_dim)}
+        if draws is None and first["fn"].has_rsample and not is_reparameterized(first):
             raise ValueError(
-                f"site '{first['name']}': expected draws with all of their gradient, or none; "
-                f"got {type(first['fn']).__name__}, which rejects some. Write: a guide that takes "
+                f"site '{name}': expected draws with all of their gradient, or none; got "
+                f"{type(first['fn']).__name__}, which rejects some. Write: a guide that takes "
                 "batch dims left of its plates."
             )
-        inside = not self.structure.local or self.structure.home(first) is not None
-        shared = not inside and self.particles.inner > 1
-        return first | {"value": value, "fn": Stacked(fns, self, shared=shared)}
+        batch = first["fn"].batch_shape
+        sizes = (*self.sizes, *(1,) * (self.structure.nesting - len(batch)), *batch)
+        fn = _Scored(first["fn"], sizes, value, log_prob, _support(first, found))
+        return first | {"value": value, "fn": fn}
 
 
-def _is_no_site(site: Any) -> bool:
-    return bool(site["type"] != "sample")
-
-
-def _subsamples(trace: Trace) -> list[str]:
-    nodes: dict[str, Any] = trace.nodes
-    return [n for n, s in nodes.items() if s["type"] == "sample" and site_is_subsample(s)]
+def _support(first: Any, found: Run) -> Any:
+    """Return the first particle's support, or another one if the others have not the same."""
+    support = first["fn"].support
+    known = enumerate(bounds(support))
+    rows = [found.get(first["name"], f"bound {i}", bound) for i, bound in known]
+    return support if all(map(alike, rows)) else _Moving(rows)
 
 
 def _add(trace: Trace, source: Trace, names: list[str]) -> None:
     for name in names:
         trace.nodes[name] = source.nodes[name]
-
-
-def _alike(values: list[Any]) -> bool:
-    first = values[0]
-    return all(
-        torch.equal(first, value)
-        if isinstance(first, Tensor) and isinstance(value, Tensor)
-        else type(first) is type(value) and bool(first == value)
-        for value in values
-        if value is not first
-    )
 
 
 def _event_dim(site: Any) -> int:

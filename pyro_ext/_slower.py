@@ -1,4 +1,4 @@
-"""The one sentence on a model whose draws are run one by one."""
+"""What is said of a model that takes one draw at a time."""
 
 import warnings
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _TOLD: "WeakSet[Any]" = WeakSet()
 
 
 def tell_slower(model: Callable[..., Any], error: Exception) -> None:
-    """Warn that draws are run one by one, once for each model.
+    """Warn that a model takes one draw at a time, once for each model.
 
     Args:
         model: The model.
@@ -29,8 +29,8 @@ def tell_slower(model: Callable[..., Any], error: Exception) -> None:
     name = getattr(model, "__name__", type(model).__name__)
     instead = instead_of_layer(error) or "(x * w).sum(-1) for x @ w, and the like"
     warnings.warn(
-        f"The draws of '{name}' are run one by one, which is slower, as it takes no batch dim for "
-        f"them. For many at once, write {instead}: docs/howto/particles.md.",
+        f"The model '{name}' takes one draw at a time. Many are run by torch.func.vmap, or one by "
+        f"one, which is slower. For many at once, write {instead}: docs/howto/particles.md.",
         UserWarning,
         stacklevel=1,  # said once, wherever it comes from
     )

@@ -12,7 +12,7 @@ from torch.distributions.constraints import Constraint
 
 from pyro_ext.structure import sample_sites
 
-__all__ = ["bounds", "bounds_differ", "check_supports"]
+__all__ = ["bounds", "check_supports"]
 
 
 def check_supports(guide: Callable[..., Any], model_trace: Trace) -> None:
@@ -39,7 +39,8 @@ def _check_part(guide: AutoGuide, prototype: dict[str, Any], model_trace: Trace)
         known = prototype.get(name, {}).get("fn")
         if known is None:
             continue
-        if bounds_differ(known.support, site["fn"].support):
+        before, now = list(bounds(known.support)), list(bounds(site["fn"].support))
+        if len(before) != len(now) or not all(map(_same, before, now)):
             raise ValueError(
                 f"{type(guide).__name__}: expected site '{name}' to keep the support that it had "
                 "when the guide was set up; got other bounds, by other arguments, another "
@@ -47,19 +48,6 @@ def _check_part(guide: AutoGuide, prototype: dict[str, Any], model_trace: Trace)
                 f"and pyro.deterministic('{name}', low + (high - low) * u), or a positive u and "
                 "low + u."
             )
-
-
-def bounds_differ(one: Any, other: Any) -> bool:
-    """Tell whether two supports are made of other numbers.
-
-    Args:
-        one: A support.
-        other: Another one.
-    """
-    if one is other:
-        return False
-    before, now = list(bounds(one)), list(bounds(other))
-    return len(before) != len(now) or not all(map(_same, before, now))
 
 
 def bounds(value: Any) -> Iterator[Tensor | float]:

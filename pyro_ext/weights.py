@@ -1,7 +1,7 @@
 """(model, guide) → log importance weights. Plates, masks and scales are dealt with here only."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair, check_pair, explain_failure
 from pyro_ext._discover import Found, discover, recall, suggested
+from pyro_ext._one_by_one import OneByOne, one_by_one
 from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
 from pyro_ext._site_log_prob import unmask_drawn
 from pyro_ext._strata import stratified
@@ -31,6 +32,8 @@ class LogWeights:
         model_trace: Pyro's trace of the model; particles are the batch dims left of the plates.
         guide_trace: Pyro's trace of the guide.
         max_plate_nesting: Number of batch dims that belong to plates.
+        leaves: Draws that were cut from what is computed from them.
+        runs: How the model was run for each draw, if it was.
 
     Example:
         >>> from pyro_ext.testing import NormalHierarchy
@@ -45,6 +48,7 @@ class LogWeights:
     guide_trace: Trace
     max_plate_nesting: int
     leaves: tuple[Leaf, ...] = ()
+    runs: OneByOne | None = field(default=None, repr=False)
 
     def estimate(self, bound: Callable[..., Tensor]) -> Float[Tensor, ""]:
         """Return Σ scale · bound(log w), the bound of the whole data set.
@@ -241,4 +245,5 @@ def _weights(
         traces.guide,
         linear=linear,
     )
-    return LogWeights(terms, traces.model, traces.guide, structure.nesting, traces.leaves)
+    runs = one_by_one(structure, particles)
+    return LogWeights(terms, traces.model, traces.guide, structure.nesting, traces.leaves, runs)

@@ -46,7 +46,7 @@ class Net(PyroModule):
 def warning_of(model: PyroModule) -> str:
     guide = px.AutoJoint(model)
     assert px.ELBO().loss(model, guide, X, Y) > 0
-    with pytest.warns(UserWarning, match="'Net' are run one by one") as caught:
+    with pytest.warns(UserWarning, match="'Net' takes one draw at a time") as caught:
         px.ELBO(4).loss(model, guide, X, Y)
     (told,) = caught
     return str(told.message)

@@ -12,8 +12,9 @@ from torch import Tensor
 from weight_pairs import close
 
 import pyro_ext as px
+from pyro_ext import _one_by_one
 
-SLOWER = r"^The draws of '.*' are run one by one, .*write .*: docs/howto/particles\.md\.$"
+SLOWER = r"^The model '.*' takes one draw at a time\. .*write .*: docs/howto/particles\.md\.$"
 NUM = 6
 
 
@@ -88,6 +89,15 @@ def guide_of(model: Model) -> Any:
     return guide
 
 
+@pytest.fixture(params=["mapped", "looped"])
+def way(request: Any, monkeypatch: Any) -> str:
+    """Run draws as torch.func.vmap does, where it can, and in a loop."""
+    if request.param == "looped":
+        monkeypatch.setattr(_one_by_one, "mapped", lambda *_: None)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("make", MODELS)
 @pytest.mark.parametrize("joint", [True, False])
 @pytest.mark.parametrize("sizes", [(5, 1), (1, 5), (3, 4), (NUM, 1), (3, 1)])
@@ -154,3 +164,66 @@ def test_evidence_of_another_guide_is_within_its_error() -> None:
     error = found.log_evidence.value - exact_evidence(X, Y)
     assert abs(error) < 4 * found.log_evidence.se
     assert found.log_evidence.se < 0.05
+
+
+def test_all_draws_are_mapped_at_once(monkeypatch: Any) -> None:
+    found = []
+
+    def watched(*args: Any) -> Any:
+        found.append(mapped(*args) is not None)
+        return mapped(*args)
+
+    mapped = _one_by_one.mapped
+    monkeypatch.setattr(_one_by_one, "mapped", watched)
+    for make in MODELS:
+        model = make(many=False)
+        with pytest.warns(UserWarning, match=SLOWER):
+            px.log_weights(model, guide_of(make(many=True)), X, Y, num_particles=7, joint=True)
+        assert found[-1] == (make is not branched)  # Python cannot branch on all at once
+
+
+@pytest.mark.parametrize("bad", ["scale", "concentration", "data"])
+def test_a_fault_of_one_draw_is_raised(bad: str) -> None:
+    """Also one that leaves a finite density: log Gamma of a negative number is a number."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        loc = (x @ w).sum()
+        if bad == "scale":
+            fn: Any = dist.Normal(0.0, 2 + loc)
+        elif bad == "concentration":
+            fn = dist.Beta(2 + loc, 1.5)
+        else:
+            fn = dist.Pareto(0.1 + loc.abs() / 3, 1.0)
+        pyro.sample("y", fn, obs=torch.tensor(0.5))
+
+    guide = px.AutoJoint(model, init_scale=1.0)
+    torch.manual_seed(0)
+    message = "within the support" if bad == "data" else "satisfy the constraint"
+    with (
+        pytest.warns(UserWarning, match=SLOWER),
+        pytest.raises(ValueError, match=message) as caught,
+    ):
+        px.log_weights(model, guide, X, Y, num_particles=300)
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_it_is_said_once_for_each_model() -> None:
+    model = regression(many=False)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for guide in (posterior(), posterior(1.5)):
+            px.k_hat_joint(model, guide, X, Y, num_samples=30, chunk_size=2)
+            px.to_datatree(model, guide, X, Y, num_samples=30)
+    assert len(told) == 1
+
+
+def test_the_random_numbers_are_those_of_the_model_for_many_draws() -> None:
+    states = []
+    for many in (True, False):
+        torch.manual_seed(2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            px.log_weights(regression(many=many), posterior(), X, Y, num_particles=5)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)

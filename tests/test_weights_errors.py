@@ -76,7 +76,7 @@ def test_a_model_of_other_sites_in_some_draws() -> None:
     torch.manual_seed(0)
     message = r"site 'high': .*same sites in each draw; got it in some alone\. Write: the site in"
     with (
-        pytest.warns(UserWarning, match="'model' are run one by one"),
+        pytest.warns(UserWarning, match="'model' takes one draw at a time"),
         pytest.raises(ValueError, match=message) as caught,
     ):
         px.log_weights(model, guide, num_particles=300)
@@ -109,7 +109,7 @@ def test_a_mask_that_depends_on_a_latent() -> None:
     torch.manual_seed(0)
     message = r"site 'x': expected the same mask in each draw; got another.* Write: poutine\.mask"
     with (
-        pytest.warns(UserWarning, match="'model' are run one by one"),
+        pytest.warns(UserWarning, match="'model' takes one draw at a time"),
         pytest.raises(ValueError, match=message),
     ):
         px.log_weights(model, guide, X, num_particles=300)
@@ -308,7 +308,7 @@ def guide_of_mixing(x: Tensor) -> None:
 def test_a_model_that_mixes_particles_is_run_one_by_one(how: str, particles: int) -> None:
     """Silent otherwise: the shapes fit, and the loss is that of another model."""
     model, x = mixing(how), torch.randn(6)
-    with pytest.warns(UserWarning, match="'model' are run one by one"):
+    with pytest.warns(UserWarning, match="'model' takes one draw at a time"):
         found = px.log_weights(model, guide_of_mixing, x, num_particles=particles, joint=True)
     for draw, log_p in zip(found.latents["z"], found.terms[0].log_p, strict=True):
         alone = poutine.trace(poutine.condition(model, {"z": draw})).get_trace(x)

@@ -1,18 +1,20 @@
 """From a trace with a particle dim to named arrays, one draw a row."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_ext._checks import Pair
+from pyro_ext._run import replayed_model
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.structure import ParticlePlate, is_delta, plate_frames
+from pyro_ext.weights import LogWeights
 
 __all__ = ["FreeData", "Record", "aligned", "is_fixed", "predict", "record", "value_sites"]
 
@@ -92,27 +94,20 @@ def record(
             into.add("observed_data", name, values[0])
 
 
-def predict(
-    into: Record,
-    model: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    nesting: int,
-    count: int,
-) -> None:
+def predict(into: Record, pair: Pair, weights: LogWeights, count: int) -> None:
     """Add posterior predictive draws of the observed sites.
 
     Args:
         into: What to add to.
-        model: The model, its latents fixed by a handler and its data not.
-        args: Its arguments.
-        kwargs: Its keyword arguments.
-        nesting: Number of plate dims.
+        pair: Model, guide and arguments.
+        weights: What is known of the draws.
         count: Number of particles.
     """
     observed = into.groups.get("observed_data", {})
+    nesting = weights.max_plate_nesting
+    free = replace(pair, model=FreeData()(pair.model))
     with ParticlePlate("inner", count, -nesting - 1, None):
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        trace = replayed_model(free, weights.guide_trace, weights.runs)
     for name, site in value_sites(trace):
         if name in observed:
             values, _ = aligned(site, site["value"], into.events[name], nesting, count)

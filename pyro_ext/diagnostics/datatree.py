@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_ext.diagnostics._arviz import build_tree
 from pyro_ext.diagnostics._passes import Layout, inspect, joint_weights, progress
-from pyro_ext.diagnostics._record import FreeData, Record, predict, record, value_sites
+from pyro_ext.diagnostics._record import Record, predict, record, value_sites
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 from pyro_ext.diagnostics._types import Array, DataTree
 from pyro_ext.structure import ParticlePlate
@@ -214,9 +214,7 @@ def _draw(
             log_q.append(term.log_q.cpu())
             record(into, weights.model_trace, nesting, count, log_likelihood=log_likelihood)
             if predictive:
-                free = FreeData()(target.model)
-                replayed = poutine.replay(free, trace=weights.guide_trace)
-                predict(into, replayed, target.args, target.kwargs, nesting, count)
+                predict(into, target, weights, count)
             bar.update(count)
     return into, {"log_p": torch.cat(log_p), "log_q": torch.cat(log_q)}
 

@@ -21,6 +21,7 @@ from pyro_ext._score_function import is_reparameterized
 from pyro_ext._site_log_prob import unmask_drawn
 from pyro_ext._supports import bounds
 from pyro_ext._terms import Particles
+from pyro_ext._unchecked import is_unchecked
 from pyro_ext.structure import (
     Structure,
     is_delta,
@@ -29,7 +30,11 @@ from pyro_ext.structure import (
     without_particles,
 )
 
-__all__ = ["OneByOne", "one_by_one"]
+__all__ = ["OneByOne", "Unrecorded", "one_by_one"]
+
+
+class Unrecorded(RuntimeError):
+    """A graph is to be made of runs that are put together by looking at their values."""
 
 
 def one_by_one(structure: Structure, particles: Particles) -> "OneByOne | None":
@@ -38,9 +43,15 @@ def one_by_one(structure: Structure, particles: Particles) -> "OneByOne | None":
     Args:
         structure: The pair's plates.
         particles: Number of particles.
+
+    Raises:
+        Unrecorded: If a graph is made of it.
     """
-    several = particles.count_dims > 0
-    return OneByOne(structure, particles) if structure.one_by_one and several else None
+    if not structure.one_by_one or not particles.count_dims:
+        return None
+    if is_unchecked():
+        raise Unrecorded
+    return OneByOne(structure, particles)
 
 
 class _Scored(TorchDistribution):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-__all__ = ["unchecked", "without_checks"]
+__all__ = ["is_unchecked", "unchecked", "without_checks"]
 
 _ACTIVE: ContextVar[bool] = ContextVar("pyro_ext_unchecked", default=False)
 
@@ -19,6 +19,11 @@ def unchecked() -> Iterator[None]:
         yield
     finally:
         _ACTIVE.reset(token)
+
+
+def is_unchecked() -> bool:
+    """Tell whether values may not be looked at."""
+    return _ACTIVE.get()
 
 
 def without_checks(fn: Any) -> Any:

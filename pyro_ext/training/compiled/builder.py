@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_ext._one_by_one import Unrecorded
 from pyro_ext._precision import active_autocast
 from pyro_ext._unchecked import unchecked
 from pyro_ext.losses import Annealed
@@ -183,6 +184,11 @@ def _build(
         raise
     except TooMuch as error:
         raise Unsuitable(str(error)) from error
+    except Unrecorded as error:
+        raise Unsuitable(
+            "the model takes one draw at a time. Write (x * w).sum(-1) for x @ w, and the like "
+            "(docs/howto/particles.md), or one particle"
+        ) from error
     except Drawn as error:
         raise Unsuitable(
             "it draws random numbers by NumPy, which a graph would hold as they came. Write "

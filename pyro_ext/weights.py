@@ -117,10 +117,11 @@ def log_weights(
     Elements of independent plates get a weight each, with masks inside and the subsampling scale
     kept apart. If there are global latents too, the K particles of local latents are drawn inside
     each of the ``num_outer`` draws of the global ones (a locally enhanced bound). All particles
-    share one mini-batch.
+    share one mini-batch. A model that does not broadcast over dims left of its plates is run draw
+    by draw, which is slower, and a warning says so once.
 
     Args:
-        model: A Pyro model that broadcasts over dims left of its plates.
+        model: A Pyro model.
         guide: Its guide.
         *args: Arguments of both.
         num_particles: Number K of particles that a bound averages inside the log.

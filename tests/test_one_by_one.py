@@ -148,3 +148,24 @@ def test_the_random_numbers_are_those_of_the_model_for_many_draws() -> None:
             px.log_weights(regression(many=many), posterior(), X, Y, num_particles=5)
         states.append(torch.get_rng_state())
     assert torch.equal(*states)
+
+
+def test_a_model_that_takes_two_draws_and_no_more() -> None:
+    """Of two groups and two rows, `u[group]` of two draws is `u`: only three draws fail."""
+    group = torch.arange(2)
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("groups", 2):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 2):
+            pyro.sample("y", dist.Normal(u[group], 0.5), obs=y)
+
+    guide = px.AutoJoint(model, init_scale=0.5)
+    for num, told in ((2, False), (3, True), (2, False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found = px.log_weights(model, guide, Y[:2], num_particles=num, joint=True)
+        assert bool(caught) == told
+        u = found.latents["u"]
+        log_p = dist.Normal(0.0, 1.0).log_prob(u) + dist.Normal(u, 0.5).log_prob(Y[:2])
+        close(found.terms[0].log_p, log_p.sum(1))

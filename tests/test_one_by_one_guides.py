@@ -16,6 +16,7 @@ from weight_pairs import close
 
 import pyro_ext as px
 
+FAMILIES = {"diagonal": px.Diagonal(), "full": px.FullCovariance()}
 LOSSES = [
     px.ELBO(4),
     px.ELBO(4, estimator="stl"),
@@ -221,8 +222,15 @@ def test_predictive_draws_have_the_moments_of_the_model() -> None:
         lambda *pair: px.loo(*pair, num_samples=400, seed=0).elpd,
         lambda *pair: px.k_hat_joint(*pair, num_samples=100, seed=0).values.item(),
         lambda *pair: px.ais(*pair, num_chains=4, num_temperatures=3, seed=0).log_evidence.value,
+        lambda *pair: (
+            px.bdmc(*pair, start="guide", num_chains=4, num_temperatures=3, seed=0).upper.value
+        ),
+        lambda model, _, *args: (
+            px.gaps(model, guide_of(model), *args, num_steps=5, seed=0).elbo.value
+        ),
+        lambda *pair: px.sbc(*pair, num_simulations=3, seed=0).pit["w"].sum(),
     ],
-    ids=["loo", "k_hat_joint", "ais"],
+    ids=["loo", "k_hat_joint", "ais", "bdmc", "gaps", "sbc"],
 )
 def test_diagnostics_are_those_of_the_model_for_many_draws(
     diagnose: Callable[..., float],
@@ -232,3 +240,25 @@ def test_diagnostics_are_those_of_the_model_for_many_draws(
         warnings.simplefilter("ignore")
         expected, got = (diagnose(regression(many=m), guide, X, Y) for m in (True, False))
     assert got == pytest.approx(expected, rel=1e-8)
+
+
+def test_chains_from_the_prior_of_such_a_model_are_refused() -> None:
+    message = r"annealing: expected a start.*many draws.*Write: start='guide', or in the model"
+    with (
+        pytest.warns(UserWarning, match=SLOWER),
+        pytest.raises(ValueError, match=message),
+    ):
+        px.ais(regression(many=False), posterior(), X, Y, start="prior", num_chains=4)
+
+
+def test_runs_are_compared() -> None:
+    model = regression(many=False)
+    options: dict[str, Any] = {"data": (X, Y), "num_steps": 20, "seed": 0, "compile": False}
+    runs = {name: px.fit(model, family=family, **options) for name, family in FAMILIES.items()}
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        report = px.compare(runs)
+    assert list(report.table.index) == list(FAMILIES)
+    assert [str(one.message) for one in told if "one draw" in str(one.message)] == [
+        str(told[0].message)
+    ]

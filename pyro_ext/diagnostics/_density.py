@@ -35,11 +35,21 @@ class Density:
     Args:
         pair: Model, guide and arguments; the guide must be able to score any value.
         joint: Whether all latents make one density.
+
+    Raises:
+        ValueError: If the guide takes one draw at a time.
     """
 
     def __init__(self, pair: Pair, *, joint: bool) -> None:
         self.pair = pair
         self.structure = discover(self.pair, joint=joint, rerun="no", many=True).structure
+        if self.structure.one_by_one == "pair":
+            raise ValueError(
+                "annealing: expected a start that takes many draws at once, as chains move "
+                "together; got one that takes one, as the prior of a model that does. Write: "
+                "start='guide', or in the model (x * w).sum(-1) for x @ w, and the like: "
+                "docs/howto/particles.md."
+            )
         local = self.structure.local
         self.dims = () if not local else tuple(dim for _, dim in local[0])
 

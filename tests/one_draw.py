@@ -93,6 +93,7 @@ MODELS = [regression, groups, scalars, viewed, branched]
 
 
 def guide_of(model: Model) -> Any:
+    torch.manual_seed(0)
     guide = px.AutoJoint(model, family=px.FullCovariance(), init_scale=0.5)
     guide.setup(X, Y)
     return guide

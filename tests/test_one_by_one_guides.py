@@ -222,15 +222,12 @@ def test_predictive_draws_have_the_moments_of_the_model() -> None:
         lambda *pair: px.loo(*pair, num_samples=400, seed=0).elpd,
         lambda *pair: px.k_hat_joint(*pair, num_samples=100, seed=0).values.item(),
         lambda *pair: px.ais(*pair, num_chains=4, num_temperatures=3, seed=0).log_evidence.value,
-        lambda *pair: (
-            px.bdmc(*pair, start="guide", num_chains=4, num_temperatures=2, seed=0).upper.value
-        ),
         lambda model, _, *args: px.gaps(
             model, guide_of(model), *args, num_steps=5, seed=0
         ).elbo.value.item(),
         lambda *pair: px.sbc(*pair, num_simulations=3, seed=0).pit["w"].sum(),
     ],
-    ids=["loo", "k_hat_joint", "ais", "bdmc", "gaps", "sbc"],
+    ids=["loo", "k_hat_joint", "ais", "gaps", "sbc"],
 )
 def test_diagnostics_are_those_of_the_model_for_many_draws(
     diagnose: Callable[..., float],

@@ -17,6 +17,7 @@ from pyro_ext._cited import references_of
 from pyro_ext._run import held
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.ratio.contrast import CONTRASTS, Scene
+from pyro_ext.ratio.counts import check_counts
 from pyro_ext.ratio.critics import MLPCritic
 from pyro_ext.ratio.estimate import RatioEstimate, kl_estimate, mean_and_variance, warn_of
 from pyro_ext.ratio.latents import Elements
@@ -91,7 +92,8 @@ class Adversarial(BoundLoss):
         joint: Whether all latents make one vector, also those in a data plate.
 
     Raises:
-        ValueError: If an option is unknown, or latents are inside a data plate and outside it.
+        ValueError: If an option is unknown or too small, or latents are inside a data plate and
+            outside it, or are discrete.
 
     References:
         Adversarial Variational Bayes (Mescheder, Nowozin and Geiger, 2017) |
@@ -140,6 +142,8 @@ class Adversarial(BoundLoss):
                 f"{contrast!r}. Write: px.Adversarial(contrast='adaptive')."
             )
         Objective(bound)
+        check_counts("Adversarial", least=0, critic_steps=critic_steps, warmup=warmup)
+        check_counts("Adversarial", least=2, num_moments=num_moments)
         self.contrast, self.bound = contrast, bound
         self.critic_steps, self.warmup, self.num_moments = critic_steps, warmup, num_moments
         self.regularizer = regularizer
@@ -206,8 +210,10 @@ class Adversarial(BoundLoss):
             disagree by more than 0.1 nats and three standard errors; then it warns too.
 
         Raises:
-            ValueError: If the critic was trained for another pair.
+            ValueError: If the critic was trained for another pair, or a number is too small.
         """
+        check_counts("Adversarial.evaluate", least=1, num_steps=num_steps)
+        check_counts("Adversarial.evaluate", least=2, num_particles=num_particles)
         pair = Pair(model, guide, args, kwargs)
         self._take_up(self._scene(pair))
         kept = None if self._state is None else self._state.trainer.critic.state_dict()

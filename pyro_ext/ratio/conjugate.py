@@ -20,13 +20,15 @@ class FDivergence:
         \ge \mathbb{E}_p T - \mathbb{E}_q f^*(T), \qquad f^*(t) = \sup_u u t - f(u)
 
     The best T is f'(p/q). A critic gives the log ratio V, and T = f'(e^V) is in the domain of f*
-    whatever V is. To add a divergence, write the three functions.
+    whatever V is. To add a divergence, write the three functions; where T may round to the end of
+    the domain, write f* at T as a function of V, too.
 
     Args:
         name: Its name.
         f: Convex, with f(1) = 0, for u > 0.
         slope: V ↦ f'(e^V).
         conjugate: t ↦ f*(t), infinite outside its domain.
+        conjugate_at_slope: V ↦ f*(f'(e^V)); by default one function after the other.
 
     References:
         f-GAN (Nowozin, Cseke and Tomioka, 2016) | https://arxiv.org/abs/1606.00709
@@ -42,6 +44,7 @@ class FDivergence:
     f: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     conjugate: Callable[[Tensor], Tensor]
+    conjugate_at_slope: Callable[[Tensor], Tensor] | None = None
 
     def bound(
         self, log_ratio_p: Float[Tensor, " num_p"], log_ratio_q: Float[Tensor, " num_q"]
@@ -52,7 +55,11 @@ class FDivergence:
             log_ratio_p: V on samples of p, shape ``(num_p,)``.
             log_ratio_q: V on samples of q, shape ``(num_q,)``.
         """
-        return self.slope(log_ratio_p).mean() - self.conjugate(self.slope(log_ratio_q)).mean()
+        if self.conjugate_at_slope is None:
+            of_q = self.conjugate(self.slope(log_ratio_q))
+        else:
+            of_q = self.conjugate_at_slope(log_ratio_q)
+        return self.slope(log_ratio_p).mean() - of_q.mean()
 
 
 def _where(inside: Tensor, value: Callable[[Tensor], Tensor], t: Tensor, safe: float) -> Tensor:
@@ -69,6 +76,7 @@ DIVERGENCES = {
             lambda u: -u.log(),
             lambda v: -torch.exp(-v),
             lambda t: _where(t < 0, lambda s: -1 - torch.log(-s), t, -1.0),
+            lambda v: v - 1,
         ),
         FDivergence(
             "chi2",
@@ -82,6 +90,7 @@ DIVERGENCES = {
             lambda u: (u.sqrt() - 1) ** 2,
             lambda v: -torch.expm1(-v / 2),
             lambda t: _where(t < 1, lambda s: s / (1 - s), t, 0.0),
+            lambda v: torch.expm1(v / 2),
         ),
         FDivergence(
             "jsd",
@@ -90,6 +99,7 @@ DIVERGENCES = {
             lambda t: _where(
                 t < math.log(2) / 2, lambda s: -torch.log(2 - torch.exp(2 * s)) / 2, t, 0.0
             ),
+            lambda v: (softplus(v) - math.log(2)) / 2,
         ),
     )
 }

@@ -135,6 +135,12 @@ class Scene:
         with torch.no_grad():
             own = self.elements.from_guide(self.pair, self._num_moments, batch=drawn.batch)
             z = own.z
+            if len(z) <= z.shape[-1]:
+                raise ValueError(
+                    f"Adversarial: expected num_moments above the {z.shape[-1]} numbers of an "
+                    f"element's latents, for moments with an inverse; got {len(z)}. Write: "
+                    f"num_moments={100 * z.shape[-1]}."
+                )
             centred = z - z.mean(0)
             covariance = torch.einsum("kbi,kbj->bij", centred, centred) / len(z)
             floor = covariance.diagonal(dim1=-2, dim2=-1).mean(-1) * 1e-6 + 1e-12

@@ -62,6 +62,9 @@ class QuadraticCritic(nn.Module):
     Args:
         dim: Size of one x.
 
+    Raises:
+        ValueError: If an x has another size.
+
     Example:
         >>> QuadraticCritic(3)(torch.zeros(7, 5, 3)).shape
         torch.Size([7, 5])
@@ -75,4 +78,10 @@ class QuadraticCritic(nn.Module):
 
     def forward(self, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch"]:
         """Map ``(*batch, dim)`` to ``batch``."""
+        dim = len(self.slope)
+        if x.shape[-1:] != (dim,):
+            raise ValueError(
+                f"QuadraticCritic: expected x of shape (*batch, {dim}); got {tuple(x.shape)}. "
+                f"Write: px.ratio.QuadraticCritic({x.shape[-1] if x.dim() else 1})."
+            )
         return ((x @ self.weight + self.slope) * x).sum(-1) + self.constant

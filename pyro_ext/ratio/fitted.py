@@ -1,6 +1,8 @@
 """The fit of a ratio, and what it can tell, whatever the ratio is made of."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -9,10 +11,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from pyro_ext._cited import Cited
+from pyro_ext.ratio.counts import check_counts
 from pyro_ext.ratio.divergences import log_mean_exp
 from pyro_ext.ratio.estimate import RatioEstimate, js_estimate, kl_estimate, warn_of
 from pyro_ext.ratio.report import CriticReport, report
-from pyro_ext.ratio.samples import Sampler, Samples, check_same_dim
+from pyro_ext.ratio.samples import Sampler, Samples, check_alike
 
 __all__ = ["FittedRatio"]
 
@@ -58,7 +61,8 @@ class FittedRatio(Cited, ABC):
     ) -> None:
         """Train; the learning rate falls to zero on a cosine.
 
-        ``ratio.bounds`` are then the values of the bound that the steps climbed.
+        ``ratio.bounds`` are then the values of the bound that the steps climbed. A further call
+        goes on from there, with the rate at its first value again.
 
         Args:
             p: Samples of p, shape ``(num, dim)``, or a function of n that returns n fresh ones.
@@ -70,19 +74,22 @@ class FittedRatio(Cited, ABC):
             seed: Seed; the caller's random state stays as it was. By default the caller's own.
 
         Raises:
-            ValueError: If samples have another shape than ``(num, dim)``, or too few are left.
+            ValueError: If samples have another shape than ``(num, dim)`` or another precision than
+                the critic, are not finite, or too few are left; if a number is too small.
         """
+        check_counts(type(self).__name__, least=1, num_steps=num_steps, batch_size=batch_size)
+        check_counts(type(self).__name__, least=2, num_held_out=num_held_out)
         with torch.random.fork_rng(devices=(), enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)
             of_p = Samples(p, "p", held_out=held_out, num_held_out=num_held_out)
             of_q = Samples(q, "q", held_out=held_out, num_held_out=num_held_out)
-            check_same_dim(of_p, of_q)
-            schedule = CosineAnnealingLR(self._optimizer(), T_max=num_steps)
+            check_alike(of_p, of_q, self._optimizer())
             bounds = []
-            for _ in range(num_steps):
-                bounds.append(self._step(of_p.batch(batch_size), of_q.batch(batch_size)))
-                schedule.step()
+            with falling(self._optimizer(), num_steps) as schedule:
+                for _ in range(num_steps):
+                    bounds.append(self._step(of_p.batch(batch_size), of_q.batch(batch_size)))
+                    schedule.step()
             with torch.no_grad():
                 # What is held out must decide nothing.
                 self._settle(of_p.batch(num_held_out), of_q.batch(num_held_out))
@@ -176,3 +183,19 @@ class FittedRatio(Cited, ABC):
                 "samples. Write: ratio.fit(p, q) first."
             )
         return self._held_out
+
+
+@contextmanager
+def falling(optimizer: torch.optim.Optimizer, num_steps: int) -> Iterator[CosineAnnealingLR]:
+    """Within this context the learning rates follow a cosine to zero; then they are as before.
+
+    Args:
+        optimizer: The optimizer.
+        num_steps: Number of steps, after each of which the schedule is stepped.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        yield CosineAnnealingLR(optimizer, T_max=num_steps)
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

@@ -16,7 +16,7 @@ from pyro_ext._discover import discover, suggested
 from pyro_ext._run import particle_plates, prior_of, replayed_model
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext._terms import Particles
-from pyro_ext.structure import Structure, sample_sites
+from pyro_ext.structure import Structure, sample_sites, unwrapped
 
 __all__ = ["Draws", "Elements"]
 
@@ -138,6 +138,12 @@ class Elements:
                 raise ValueError(
                     f"Adversarial: expected latents without a mask; got one on site '{name}'. "
                     "Write: poutine.mask around the observed sites only."
+                )
+            if fn.support.is_discrete:
+                raise ValueError(
+                    f"Adversarial: expected continuous latents, whose draws are differentiated; "
+                    f"got site '{name}', {type(unwrapped(fn)).__name__}. Write: "
+                    "px.ELBO(estimator='score'), or px.WakeSleep()."
                 )
             transform = bijection_to(fn.support)
             unconstrained = transform.inv(value)

@@ -1,6 +1,7 @@
 """A picture of a game of two numbers: its velocity field and where some starts lead."""
 
 from collections.abc import Mapping
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,7 +63,7 @@ def phase_portrait(
     axes.streamplot(
         at.numpy(), at.numpy(), of_theta, of_psi, color="0.75", linewidth=0.8, arrowsize=0.8
     )
-    for color, (name, states) in zip(_COLORS, trajectories.items(), strict=False):
+    for color, (name, states) in zip(cycle(_COLORS), trajectories.items(), strict=False):
         path = states.detach().cpu().numpy()
         axes.plot(path[:, 1], path[:, 0], ".-", color=color, markersize=3, lw=0.8, label=name)
         axes.plot(path[0, 1], path[0, 0], "o", color=color, markersize=6)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["Sampler", "Samples", "check_same_dim"]
+__all__ = ["Sampler", "Samples", "check_alike"]
 
 Sampler = Callable[[int], Tensor]
 """From a number n to n fresh samples, shape ``(n, dim)``."""
@@ -22,7 +22,8 @@ class Samples:
         num_held_out: Number of held-out samples from a sampler.
 
     Raises:
-        ValueError: If the shape is another, or too few rows are left.
+        ValueError: If the shape is another, a number is not finite, or too few rows are left.
+        TypeError: If the source is neither a tensor nor a function.
     """
 
     def __init__(
@@ -35,6 +36,11 @@ class Samples:
                 self._draw: Sampler = lambda size: rows[
                     torch.randint(len(rows), (size,), device=rows.device)
                 ]
+            elif not callable(source):
+                raise TypeError(
+                    f"DensityRatio: expected samples of {name} as a tensor, or a function that "
+                    f"draws them; got {type(source).__name__}. Write: torch.as_tensor({name})."
+                )
             else:
                 self.held_out = source(num_held_out).detach()
                 _check(self.held_out, name)
@@ -50,12 +56,13 @@ class Samples:
             return self._draw(size).detach()
 
 
-def check_same_dim(p: Samples, q: Samples) -> None:
-    """Raise if the samples of p and q differ in size.
+def check_alike(p: Samples, q: Samples, optimizer: torch.optim.Optimizer) -> None:
+    """Raise if the samples of p and q differ in size, or in precision from the critic.
 
     Args:
         p: Samples of p.
         q: Samples of q.
+        optimizer: That of the critic's parameters.
 
     Raises:
         ValueError: If so.
@@ -66,6 +73,15 @@ def check_same_dim(p: Samples, q: Samples) -> None:
             f"one of p and {q.held_out.shape[1]} in one of q. Write: ratio.fit(p[:, columns], "
             "q[:, columns])."
         )
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    wanted = params[0].dtype
+    for name, samples in (("p", p.held_out), ("q", q.held_out)):
+        if samples.dtype != wanted:
+            raise ValueError(
+                f"DensityRatio: expected samples of {name} in the critic's precision, {wanted}; "
+                f"got {samples.dtype}. Write: {name}.to({wanted}), or critic.to({samples.dtype}) "
+                "before the ratio is made of it."
+            )
 
 
 def _check(samples: Tensor, name: str) -> None:
@@ -74,6 +90,12 @@ def _check(samples: Tensor, name: str) -> None:
             f"DensityRatio: expected samples of {name} as floats of shape (num, dim); got "
             f"{samples.dtype} of shape {tuple(samples.shape)}. Write: {name}.reshape(len({name}), "
             "-1)."
+        )
+    wrong = int((~samples.isfinite()).any(1).sum())
+    if wrong:
+        raise ValueError(
+            f"DensityRatio: expected finite samples of {name}; got {wrong} of {len(samples)} with "
+            f"NaN or infinity. Write: {name}[{name}.isfinite().all(1)]."
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_ext._modules import evaluated
 from pyro_ext.ratio.fitted import FittedRatio
 from pyro_ext.ratio.objective import Bound, Objective
+from pyro_ext.ratio.trainer import outputs_of
 
 __all__ = ["BRIDGES", "TelescopingRatio", "linear_waymarks", "mixture_waymarks"]
 
@@ -140,17 +141,21 @@ class TelescopingRatio(FittedRatio):
 
     def _settle(self, x_p: Tensor, x_q: Tensor) -> None:
         marks = self._marks(x_p, x_q)[1:]
-        for objective, critic, mark in zip(self.objectives, self.critics, marks, strict=True):
-            objective.settle(critic(mark))
+        with evaluated(*self.critics):
+            for objective, critic, mark in zip(self.objectives, self.critics, marks, strict=True):
+                objective.settle(outputs_of(critic, mark))
 
     def _links(self) -> list[tuple[Tensor, Tensor]]:
         x_p, x_q = self._samples()
         num = min(len(x_p), len(x_q))
-        with torch.no_grad(), torch.random.fork_rng(devices=()):
+        with torch.no_grad(), torch.random.fork_rng(devices=()), evaluated(*self.critics):
             torch.manual_seed(0)
             marks = self._marks(x_p[:num], x_q[:num])
             return [
-                (objective.log_ratio(critic(near)), objective.log_ratio(critic(far)))
+                (
+                    objective.log_ratio(outputs_of(critic, near)),
+                    objective.log_ratio(outputs_of(critic, far)),
+                )
                 for objective, critic, (near, far) in zip(
                     self.objectives, self.critics, pairwise(marks), strict=True
                 )
@@ -165,14 +170,14 @@ class TelescopingRatio(FittedRatio):
         for objective, critic, near in zip(
             self.objectives, self.critics, pairwise(self._marks(x_p, x_q)), strict=True
         ):
-            outputs = critic(torch.cat(near))
+            outputs = outputs_of(critic, torch.cat(near))
             bounds.append(objective(outputs[:size], outputs[size:]))
         return torch.stack(bounds).sum()
 
     def _log_ratio(self, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch"]:
         with evaluated(*self.critics):
             parts = [
-                objective.log_ratio(critic(x))
+                objective.log_ratio(outputs_of(critic, x))
                 for objective, critic in zip(self.objectives, self.critics, strict=True)
             ]
         return torch.stack(parts).sum(0)

@@ -9,9 +9,30 @@ from torch import Tensor, nn
 
 from pyro_ext._cited import Cited
 from pyro_ext._modules import evaluated
+from pyro_ext.ratio.counts import check_counts
 from pyro_ext.ratio.objective import Objective
 
-__all__ = ["CriticTrainer", "Regularizer", "r1_penalty"]
+__all__ = ["CriticTrainer", "Regularizer", "outputs_of", "r1_penalty"]
+
+
+def outputs_of(critic: nn.Module, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch"]:
+    """Return a critic's outputs, one number for each x.
+
+    Args:
+        critic: From ``(*batch, dim)`` to ``batch``.
+        x: Where, shape ``(*batch, dim)``.
+
+    Raises:
+        ValueError: If it gives another shape.
+    """
+    outputs: Tensor = critic(x)
+    if outputs.shape != x.shape[:-1]:
+        raise ValueError(
+            f"critic: expected one number for each x, shape {tuple(x.shape[:-1])}; got shape "
+            f"{tuple(outputs.shape)}. Write: return net(x).squeeze(-1) in the critic's forward, "
+            f"or px.ratio.MLPCritic({x.shape[-1]})."
+        )
+    return outputs
 
 
 def r1_penalty(
@@ -51,7 +72,7 @@ class Regularizer(Cited):
         noise_steps: Steps over which the noise falls to zero; None to keep it.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If a number is negative, or ``noise_steps`` is not positive.
 
     References:
         Amortised MAP Inference for Image Super-resolution (Sønderby et al., 2016) |
@@ -76,6 +97,8 @@ class Regularizer(Cited):
                 raise ValueError(
                     f"Regularizer: expected {name} >= 0; got {value}. Write: {name}=0.1."
                 )
+        if self.noise_steps is not None:
+            check_counts("Regularizer", least=1, noise_steps=self.noise_steps)
 
     def _papers_in_use(self) -> Iterable[str]:
         used = {"mescheder2018training": self.r1, "sonderby2017amortised": self.noise}
@@ -141,7 +164,7 @@ class CriticTrainer:
         if sd:
             x_p, x_q = x_p + sd * torch.randn_like(x_p), x_q + sd * torch.randn_like(x_q)
         with torch.enable_grad():
-            outputs = self.critic(torch.cat([x_p, x_q]))
+            outputs = outputs_of(self.critic, torch.cat([x_p, x_q]))
             bound = self.objective(outputs[: len(x_p)], outputs[len(x_p) :])
             loss = -bound
             if self.regularizer.r1:
@@ -159,7 +182,7 @@ class CriticTrainer:
             x: Where, shape ``(*batch, dim)``.
         """
         with evaluated(self.critic):
-            return self.objective.log_ratio(self.critic(x))
+            return self.objective.log_ratio(outputs_of(self.critic, x))
 
     def settle(self, x_q: Float[Tensor, " num_q dim"]) -> None:
         """Fix the constant that the objective leaves open, see ``Objective.settle``.
@@ -168,4 +191,4 @@ class CriticTrainer:
             x_q: Samples of q, shape ``(num_q, dim)``.
         """
         with evaluated(self.critic):
-            self.objective.settle(self.critic(x_q))
+            self.objective.settle(outputs_of(self.critic, x_q))

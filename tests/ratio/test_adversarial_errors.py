@@ -40,9 +40,18 @@ def two_latents(x):
     pyro.sample("x", dist.Normal(a + b, 1.0), obs=x)
 
 
-def step(target, guide=None, **options):
+def discrete(x):
+    z = pyro.sample("z", dist.Bernoulli(0.5))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=x.sum())
+
+
+def discrete_guide(x):
+    pyro.sample("z", dist.Bernoulli(pyro.param("share", torch.tensor(0.3))))
+
+
+def step(target, guide=None, x=XS, **options):
     guide = guide or px.AutoJoint(target)
-    px.Adversarial(4, warmup=0, **options).loss_and_grads(target, guide, XS)
+    px.Adversarial(4, warmup=0, **options).loss_and_grads(target, guide, x)
 
 
 def two_pairs(target=model, guide=None, *, call="loss_and_grads"):
@@ -99,6 +108,31 @@ ERRORS = {
     "other features": (
         other_features,
         r"expected elements as the critic was trained for, of 3 numbers; got 4\. Write: a new",
+    ),
+    "a column": (
+        lambda: step(model, Guide(), X, critic=lambda size: torch.nn.Linear(size, 1)),
+        r"expected one number for each x, .*Write: return net\(x\)\.squeeze\(-1\)",
+    ),
+    "discrete": (
+        lambda: step(discrete, discrete_guide),
+        r"expected continuous latents.* site 'z', Bernoulli\. Write: px\.ELBO\(estimator=",
+    ),
+    "steps": (
+        lambda: px.Adversarial(critic_steps=-1),
+        r"Adversarial: expected critic_steps to be a whole number >= 0; got -1\. Write: critic_",
+    ),
+    "warm-up": (lambda: px.Adversarial(warmup=1.5), r"expected warmup .* got 1\.5"),
+    "moments": (
+        lambda: step(two_latents, None, X, contrast="adaptive", num_moments=2),
+        r"expected num_moments above the 2 numbers of an element's latents.*; got 2\. Write: ",
+    ),
+    "no steps of evaluate": (
+        lambda: px.Adversarial().evaluate(model, Guide(), X, num_steps=0),
+        r"Adversarial\.evaluate: expected num_steps to be .* got 0",
+    ),
+    "one draw of evaluate": (
+        lambda: px.Adversarial().evaluate(model, Guide(), X, num_particles=1),
+        r"Adversarial\.evaluate: expected num_particles to be .* >= 2; got 1",
     ),
     "site": (
         lambda: step(model, lambda x: pyro.sample("y", dist.Normal(0.0, 1.0))),

@@ -1,4 +1,5 @@
 import math
+import warnings
 from functools import partial
 
 import pytest
@@ -92,6 +93,52 @@ def test_overfitting_shows_on_held_out_samples():
     ratio.fit(x[:50], x[50:], num_steps=300, seed=0)
     assert ratio.bounds[-1] > 0.5
     assert ratio.js().value < 0.1
+
+
+@pytest.mark.parametrize("make", ["one", "chain"])
+def test_a_further_fit_goes_on(make):
+    quadratic = partial(pr.QuadraticCritic, 1)
+    options = {"optim": partial(torch.optim.SGD, lr=0.1)}
+    ratio = (
+        pr.DensityRatio(quadratic(), **options)
+        if make == "one"
+        else pr.TelescopingRatio(quadratic, num_ratios=2, **options)
+    )
+    found = []
+    for _ in range(2):
+        ratio.fit(*two_normals(), num_steps=5, seed=0)
+        found.append(float(ratio.log_ratio(torch.ones(1, 1)).detach()))
+    assert found[1] > 1.1 * found[0] > 0  # it starts at 0, and is 1/2 at the end
+    assert [group["lr"] for group in ratio._optimizer().param_groups] == [0.1]
+
+
+class Erratic(torch.nn.Module):
+    """A critic that in training mode is another one at each call, and learns its statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(1)
+        self.layers = torch.nn.Sequential(self.norm, torch.nn.Dropout(0.5), torch.nn.Linear(1, 1))
+
+    def forward(self, x):
+        return self.layers(x).squeeze(-1)
+
+
+def test_a_chain_is_judged_in_evaluation_mode():
+    ratio = pr.TelescopingRatio(Erratic, num_ratios=2, bound="dv")
+    ratio.fit(*two_normals(), num_steps=20, seed=0)
+    x = torch.randn(5, 1)
+    before, statistics = ratio.log_ratio(x), ratio.critics[0].norm.running_mean.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pr.RatioWarning)  # it is a poor critic
+        ratio.kl()
+    assert torch.equal(ratio.log_ratio(x), before)
+    assert torch.equal(ratio.critics[0].norm.running_mean, statistics)
+    # The constant that the bound leaves free is that of the critic as it answers: the mean of r
+    # over each link's far samples is 1, up to six times its standard error.
+    for _, far in ratio._links():
+        r = far.exp()
+        assert abs(float(r.mean()) - 1) < 6 * float(r.std()) / len(r) ** 0.5
 
 
 def test_density_and_weights():
@@ -246,7 +293,50 @@ ERRORS = {
         lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(torch.randn(3, 1), torch.randn(9, 1)),
         r"expected at least two rows of p .* got 3 in all\. Write: lambda n",
     ),
+    "no steps": (
+        lambda: fit_normals(num_steps=0),
+        r"DensityRatio: expected num_steps to be a whole number >= 1; got 0\. Write: num_steps=",
+    ),
+    "empty batch": (lambda: fit_normals(batch_size=0), r"expected batch_size to be .* got 0"),
+    "half a step": (lambda: fit_normals(num_steps=1.5), r"expected num_steps .* got 1\.5"),
+    "one held out": (lambda: fit_normals(num_held_out=1), r"num_held_out to be .* >= 2; got 1"),
+    "nan": (
+        lambda: fit_normals(p=torch.tensor([[0.0], [math.nan], [math.inf], [1.0]])),
+        r"expected finite samples of p; got 2 of 4 .*Write: p\[p\.isfinite\(\)\.all\(1\)\]",
+    ),
+    "precision": (
+        lambda: fit_normals(p=torch.randn(9, 1, dtype=torch.float32)),
+        r"expected samples of p in the critic's precision, torch\.float64; got torch\.float32\. "
+        r"Write: p\.to\(torch\.float64\)",
+    ),
+    "a column": (
+        lambda: fit_normals(torch.nn.Linear(1, 1)),
+        r"expected one number for each x, shape \(512,\); got shape \(512, 1\).*squeeze\(-1\)",
+    ),
+    "a link that is a column": (
+        lambda: pr.TelescopingRatio(lambda: torch.nn.Linear(1, 1)).fit(*two_normals()),
+        r"expected one number for each x, shape \(512,\); got shape \(512, 1\)",
+    ),
+    "size of the critic": (
+        lambda: fit_normals(pr.QuadraticCritic(2)),
+        r"QuadraticCritic: expected x of shape \(\*batch, 2\); got \(512, 1\)\. Write: .*\(1\)",
+    ),
 }
+
+
+def two_normals():
+    return (lambda num: torch.randn(num, 1) + 1, lambda num: torch.randn(num, 1))
+
+
+def fit_normals(critic=None, *, p=None, **options):
+    ratio = pr.DensityRatio(critic or pr.QuadraticCritic(1))
+    sampler_p, sampler_q = two_normals()
+    ratio.fit(sampler_p if p is None else p, sampler_q, **{"num_steps": 2} | options)
+
+
+def test_samples_that_are_no_tensor():
+    with pytest.raises(TypeError, match=r"got ndarray\. Write: torch\.as_tensor\(p\)"):
+        fit_normals(p=torch.randn(9, 1).numpy())
 
 
 @pytest.mark.parametrize("name", ERRORS)

@@ -98,6 +98,29 @@ def test_bound_at_the_log_ratio_is_the_divergence(name):
         assert integral(P, slope) - integral(Q, divergence.conjugate(slope)) < exact(name) - 1e-3
 
 
+@EVERY_DIVERGENCE
+@pytest.mark.parametrize("v", [-30.0, -3.0, 0.0, 3.0, 17.0, 40.0])
+def test_bound_of_a_critic_that_is_sure_in_single_precision(name, v):
+    divergence = DIVERGENCES[name]
+    given = [torch.tensor([0.3, v], dtype=dtype) for dtype in (torch.float32, torch.float64)]
+    single, double = (known.requires_grad_() for known in given)
+    values = [divergence.bound(known.new_zeros(1), known) for known in (single, double)]
+    assert torch.isfinite(values[0])
+    # e^V of a V with a relative error of 6e-8 is wrong by 6e-8 V, twice that for its square.
+    tolerance = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(values[0].double(), values[1], **tolerance)
+    for value in values:
+        value.backward()
+    torch.testing.assert_close(single.grad.double(), double.grad, **tolerance)
+    # f*(f'(u)) = u f'(u) - f(u), whose derivative by V = log u is u² f''(u).
+    u = torch.tensor([0.3], dtype=torch.float64).exp().requires_grad_()
+    known = (u * divergence.slope(u.log()) - divergence.f(u)).sum()
+    torch.testing.assert_close(
+        -divergence.bound(u.new_zeros(1), u.detach().log()) + divergence.slope(u.new_zeros(1))[0],
+        known.detach(),
+    )
+
+
 def test_logistic_bound_is_the_divergence_of_the_table():
     t_p, t_q = torch.randn(50), torch.randn(70)
     torch.testing.assert_close(jsd(t_p, t_q), DIVERGENCES["jsd"].bound(t_p, t_q))

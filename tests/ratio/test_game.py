@@ -81,6 +81,16 @@ def test_velocity_of_a_plain_state_holds_no_graph():
         torch.testing.assert_close(game.velocity(state), game.velocity(state))
 
 
+def test_phase_portrait_draws_every_trajectory():
+    game = pr.Game(lambda psi, theta: (-(psi * theta).sum(), (psi * theta).sum()), num_psi=1)
+    paths = {
+        str(number): game.trajectory(torch.full((2,), 0.1 * number), step_size=0.1, num_steps=2)
+        for number in range(1, 9)
+    }
+    legend = pr.phase_portrait(game, paths).axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == list(paths)
+
+
 def test_phase_portrait_needs_two_numbers():
     with pytest.raises(ValueError, match=r"expected one ψ and one θ; got 2 ψ.*norm\(dim=1\)"):
         pr.phase_portrait(quadratic(1.0), {})

@@ -88,6 +88,11 @@ def test_a_step_climbs_the_bound_and_leaves_the_samples_alone():
     assert x_p.grad is None
 
 
+def test_noise_over_no_steps():
+    with pytest.raises(ValueError, match=r"Regularizer: expected noise_steps .* >= 1; got 0"):
+        pr.Regularizer(noise=0.5, noise_steps=0)
+
+
 @pytest.mark.parametrize("name", ["r1", "weight_decay", "noise"])
 def test_negative_numbers(name):
     with pytest.raises(ValueError, match=rf"expected {name} >= 0; got -1.*Write: {name}=0\.1"):

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_ext._progress import hidden
@@ -104,12 +104,16 @@ class PixelCNN(nn.Module):
         Args:
             x: Images, shape ``(*batch, in_channels, rows, columns)``.
             context: c, shape ``(*batch, context_channels, rows, columns)``, or with one row and
-                one column where it is the same for all pixels.
+                one column where it is the same for all pixels. Its batch broadcasts with x's.
+
+        Raises:
+            ValueError: If image and context do not fit.
         """
-        self._check(x, context)
-        batch = x.shape[:-3]
+        batch = self._check(x, context)
+        x = x.expand(*batch, *x.shape[-3:])
         x = x.flatten(0, -4) if batch else x.unsqueeze(0)
         if context is not None:
+            context = context.expand(*batch, *context.shape[-3:])
             context = context.flatten(0, -4) if batch else context.unsqueeze(0)
         horizontal, vertical, seen = x, x, []
         for layer in self.layers:
@@ -138,6 +142,7 @@ class PixelCNN(nn.Module):
             progress: Whether to show a progress bar (never if the output is no terminal).
         """
         like = next(self.parameters())
+        self._check(like.new_zeros(()).expand(num, self.in_channels, *size), context)
         x = like.new_zeros(num, self.in_channels, *size)
         pixels = [(row, column) for row in range(size[0]) for column in range(size[1])]
         for row, column in tqdm(
@@ -149,17 +154,37 @@ class PixelCNN(nn.Module):
             x[..., row, column] = draw(logits)
         return x
 
-    def _check(self, x: Tensor, context: Tensor | None) -> None:
-        wanted = self.context_channels
-        given = 0 if context is None else context.shape[-3]
-        if given != wanted:
-            expected = (*x.shape[:-3], wanted, *x.shape[-2:])
+    def _check(self, x: Tensor, context: Tensor | None) -> Size:
+        """Return the batch that image and context have together."""
+        if x.dim() < 3 or x.shape[-3] != self.in_channels:
             raise ValueError(
-                f"PixelCNN: expected context "
-                f"{'None' if wanted == 0 else f'of shape {expected}'}; got "
-                f"{'None' if context is None else tuple(context.shape)}. "
-                f"Write: px.nn.PixelCNN(context_channels={given})."
+                f"PixelCNN: expected images of shape (*batch, {self.in_channels}, rows, columns); "
+                f"got shape {tuple(x.shape)}. Write: x.unflatten(-1, ({self.in_channels}, rows, "
+                "columns)) for flat images."
             )
+        wanted, batch = self.context_channels, x.shape[:-3]
+        if context is None and not wanted:
+            return batch
+        given = () if context is None else tuple(context.shape)
+        fits = given[-3:-2] == (wanted,) and all(
+            size in (1, full) for size, full in zip(given[-2:], x.shape[-2:], strict=True)
+        )
+        try:
+            batch = torch.broadcast_shapes(batch, given[:-3])
+        except RuntimeError:
+            fits = False
+        if not fits:
+            expected = f"of shape {(*x.shape[:-3], wanted, *x.shape[-2:])}" if wanted else "None"
+            channels = given[-3] if len(given) >= 3 else wanted
+            instead = (
+                "network(x, context)"
+                if channels == wanted
+                else f"px.nn.PixelCNN(context_channels={channels})"
+            )
+            raise ValueError(
+                f"PixelCNN: expected context {expected}; got {given or None}. Write: {instead}."
+            )
+        return batch
 
 
 class _Layer(nn.Module):

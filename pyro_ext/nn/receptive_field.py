@@ -69,7 +69,8 @@ def receptive_field_by_gradients(
     """Return the pixels that a network sees: where the gradient of an output pixel is not zero.
 
     The gradient is that of a copy with positive weights on a positive image, in double precision,
-    so that no path cancels another and no ReLU is off. The network itself stays as it is.
+    so that no path cancels another and no ReLU is off, and in evaluation mode, as statistics of a
+    batch are those of all pixels. The network itself stays as it is.
 
     Args:
         network: From images ``(1, in_channels, rows, columns)`` to ``(1, channels, rows,
@@ -89,7 +90,7 @@ def receptive_field_by_gradients(
         11
     """
     _check(size, pixel)
-    network = copy.deepcopy(network).double()
+    network = copy.deepcopy(network).double().eval()
     with torch.no_grad():
         for param in network.parameters():
             fan_in = max(param[0].numel(), 1)

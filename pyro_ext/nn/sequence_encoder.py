@@ -18,8 +18,8 @@ class SequenceEncoder(nn.Module):
         out_features: Size of the result, an even number.
 
     Raises:
-        ValueError: If ``out_features`` is odd, if there is not one length for each sequence, or a
-            length is not in 1 to the padded one.
+        ValueError: If ``out_features`` is odd, if sequences have another shape, if there is not
+            one length for each sequence, or a length is no whole number in 1 to the padded one.
 
     References:
         Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine
@@ -52,6 +52,12 @@ class SequenceEncoder(nn.Module):
             x: Shape ``(batch, steps, in_features)``, padded at the end.
             lengths: Number of steps of each, shape ``(batch,)``; all if None.
         """
+        if x.dim() != 3 or x.shape[-1] != self.gru.input_size:
+            raise ValueError(
+                f"SequenceEncoder: expected sequences of shape (batch, steps, "
+                f"{self.gru.input_size}); got shape {tuple(x.shape)}. Write: x.reshape(len(x), "
+                f"-1, {self.gru.input_size})."
+            )
         if lengths is None:
             lengths = torch.full((len(x),), x.shape[1], device=x.device)
         if not isinstance(lengths, Tensor) or lengths.shape != x.shape[:1]:
@@ -59,6 +65,11 @@ class SequenceEncoder(nn.Module):
             raise ValueError(
                 f"SequenceEncoder: expected a tensor of {len(x)} lengths, one for each sequence; "
                 f"got {got}. Write: torch.tensor([...]) with {len(x)} whole numbers."
+            )
+        if lengths.is_floating_point():
+            raise ValueError(
+                f"SequenceEncoder: expected lengths that are whole numbers; got {lengths.dtype}. "
+                "Write: lengths.long()."
             )
         if bool((lengths < 1).any()) or bool((lengths > x.shape[1]).any()):
             raise ValueError(

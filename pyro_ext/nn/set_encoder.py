@@ -61,10 +61,12 @@ class SetEncoder(nn.Module):
             members: Shape ``(*batch, members, in_features)``.
             mask: Which members there are, shape ``(*batch, members)``.
         """
-        if mask.dtype != torch.bool or mask.shape != members.shape[:-1]:
+        given = isinstance(mask, Tensor)
+        if not given or mask.dtype != torch.bool or mask.shape != members.shape[:-1]:
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if given else type(mask).__name__
             raise ValueError(
                 f"SetEncoder: expected a mask of booleans of shape {tuple(members.shape[:-1])}, "
-                f"one for each member; got {mask.dtype} of shape {tuple(mask.shape)}. Write: "
+                f"one for each member; got {got}. Write: "
                 "encoder(members, mask.bool()) with mask.shape == members.shape[:-1]."
             )
         count = mask.sum(-1, keepdim=True).to(members.dtype)

@@ -116,12 +116,43 @@ def test_a_pixel_costs_log_two_at_zero_weights() -> None:
     [
         ({"context_channels": 2}, None, r"of shape \(1, 2, 4, 4\); got None"),
         ({}, torch.zeros(1, 2, 4, 4), r"expected context None; .*context_channels=2\)"),
+        (
+            {"context_channels": 2},
+            torch.zeros(1, 2, 2, 2),
+            r"of shape \(1, 2, 4, 4\); got \(1, 2, 2, 2\)\. Write: network\(x, context\)",
+        ),
+        ({"context_channels": 2}, torch.zeros(2), r"of shape \(1, 2, 4, 4\); got \(2,\)"),
     ],
 )
 def test_context_that_does_not_fit(options, context, message) -> None:
     network = PixelCNN(4, num_layers=2, **options)
     with pytest.raises(ValueError, match=message):
         network(torch.zeros(1, 1, 4, 4), context)
+
+
+def test_one_context_for_many_images_and_many_contexts_for_one() -> None:
+    network = PixelCNN(4, num_layers=2, context_channels=2)
+    x, context = torch.rand(3, 1, 4, 4), torch.randn(5, 1, 2, 4, 4)
+    found = network(x, context)
+    assert found.shape == (5, 3, 1, 4, 4)
+    torch.testing.assert_close(found[2, 1], network(x[1], context[2, 0]))
+
+
+def test_contexts_of_another_number_of_images() -> None:
+    network = PixelCNN(4, num_layers=2, context_channels=2)
+    message = r"of shape \(3, 2, 4, 4\); got \(2, 2, 4, 4\)"
+    with pytest.raises(ValueError, match=message):
+        network(torch.zeros(3, 1, 4, 4), torch.zeros(2, 2, 4, 4))
+    with pytest.raises(ValueError, match=message):
+        network.sample(3, size=(4, 4), context=torch.zeros(2, 2, 4, 4))
+    with pytest.raises(ValueError, match=r"got None\. Write: network\(x, context\)"):
+        network.sample(3, size=(4, 4))
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 3, 4, 4)], ids=str)
+def test_images_that_do_not_fit(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"images of shape \(\*batch, 1, rows, columns\); got"):
+        PixelCNN(4, num_layers=2)(torch.zeros(shape))
 
 
 def test_no_layers() -> None:

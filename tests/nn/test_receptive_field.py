@@ -1,5 +1,7 @@
 """Receptive fields: by set arithmetic, by gradients, and by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,20 @@ def test_two_stacks_see_the_whole_past_and_nothing_else(gated, skip, pixel) -> N
     field = receptive_field_by_gradients(network, size=(9, 9), pixel=pixel)
     assert not blind_spot(field, pixel).any()
     assert int(field.sum()) == 9 * pixel[0] + pixel[1]
+
+
+def test_batch_statistics_and_dropout_see_nothing() -> None:
+    layers = [("A", 3), ("B", 3)]
+    network = nn.Sequential(
+        MaskedConv2d(1, 4, 3, mask="A"),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.9),
+        MaskedConv2d(4, 1, 3, mask="B"),
+    )
+    where: dict[str, Any] = {"size": (5, 5), "pixel": (2, 2)}
+    found = receptive_field_by_gradients(network, **where)
+    assert torch.equal(found, receptive_field(layers, **where))
+    assert network.training
 
 
 def test_the_network_stays_as_it_is() -> None:

@@ -81,6 +81,27 @@ def test_a_mask_that_does_not_fit_raises(mask: torch.Tensor) -> None:
         SetEncoder(2)(torch.zeros(2, 4, 2), mask)
 
 
+def test_a_mask_that_is_a_list_raises() -> None:
+    mask: Any = [[True] * 4] * 2
+    with pytest.raises(
+        ValueError, match=r"mask of booleans of shape \(2, 4\).*; got list\. Write"
+    ):
+        SetEncoder(2)(torch.zeros(2, 4, 2), mask)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (5, 2, 3, 2), (2, 3, 4)], ids=str)
+def test_sequences_that_do_not_fit_raise(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ValueError, match=r"sequences of shape \(batch, steps, 2\); got shape .*Write: x\."
+    ):
+        SequenceEncoder(2)(torch.zeros(shape))
+
+
+def test_lengths_that_are_no_whole_numbers_raise() -> None:
+    with pytest.raises(ValueError, match=r"whole numbers; got torch\.\w+\. Write: lengths\.long"):
+        SequenceEncoder(2)(torch.zeros(2, 3, 2), torch.tensor([1.5, 2.0]))
+
+
 @pytest.mark.parametrize(
     ("lengths", "got"),
     [([3, 1], "list"), (torch.tensor([3, 1, 1]), r"\(3,\)"), (torch.tensor(3), r"\(\)")],

@@ -12,6 +12,9 @@ __all__ = ["Game", "Stability"]
 Losses = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _ON_THE_AXIS = 1e-9
+_AT_REST = 1e-10
+_ROUNDINGS = 10  # what a number may be off by, in units of its precision
+_SMALLEST_STEP = 1e-10
 
 
 @dataclass(frozen=True)
@@ -110,35 +113,44 @@ class Game:
         return _judge(eigenvalues, float(eigenvalues.abs().max().log()))
 
     def stationary_point(
-        self, start: Float[Tensor, " params"], *, num_steps: int = 50, tolerance: float = 1e-10
+        self,
+        start: Float[Tensor, " params"],
+        *,
+        num_steps: int = 50,
+        tolerance: float | None = None,
     ) -> Float[Tensor, " params"]:
         """Return a point where the velocity is zero, by Newton's method with halved steps.
 
         Args:
             start: Where to start, shape ``(params,)``.
             num_steps: Largest number of steps.
-            tolerance: Largest norm of the velocity there.
+            tolerance: Largest norm of the velocity there; by default 1e-10, or 1e-6 in single
+                precision.
 
         Raises:
             RuntimeError: If none is found.
         """
+        if tolerance is None:
+            tolerance = max(_AT_REST, _ROUNDINGS * torch.finfo(start.dtype).eps)
         state, velocity = start.detach(), self.velocity(start.detach())
         for _ in range(num_steps):
             if float(velocity.norm()) <= tolerance:
-                return state
+                break
             # Least squares: the points may make up a line.
             direction = torch.linalg.pinv(self.jacobian(state)) @ velocity
             size = 1.0
-            while size > tolerance:
+            while size > _SMALLEST_STEP:
                 tried = state - size * direction
                 at_tried = self.velocity(tried)
                 if float(at_tried.norm()) < float(velocity.norm()):
                     break
                 size /= 2
             state, velocity = tried, at_tried
+        if float(velocity.norm()) <= tolerance:
+            return state
         raise RuntimeError(
-            f"Game: expected a velocity below {tolerance}; got {float(velocity.norm()):.3g} after "
-            f"{num_steps} Newton steps. Write: game.stationary_point(start), from elsewhere."
+            f"Game: expected a velocity below {tolerance:.3g}; got {float(velocity.norm()):.3g} "
+            f"after {num_steps} Newton steps. Write: game.stationary_point(start), from elsewhere."
         )
 
     def step(
@@ -190,7 +202,10 @@ class Game:
 
 
 def _judge(eigenvalues: Tensor, growth: float) -> Stability:
-    if abs(growth) <= _ON_THE_AXIS:
+    # Eigenvalues are off by rounding, in units of the largest.
+    size = max(1.0, float(eigenvalues.abs().max()))
+    rounding = _ROUNDINGS * size * torch.finfo(eigenvalues.dtype).eps
+    if abs(growth) <= max(_ON_THE_AXIS, rounding):
         verdict = "undecided"
     else:
         verdict = "stable" if growth < 0 else "unstable"

@@ -81,7 +81,7 @@ def report(log_r_p: Float[Tensor, " num_p"], log_r_q: Float[Tensor, " num_q"]) -
     ranks = _ranks(logits)[:num]
     auc = float((ranks.sum() - num * (num + 1) / 2) / num**2)
     order = logits.argsort()
-    probabilities, shares = torch.sigmoid(logits[order]), labels[order]
+    probabilities, shares = torch.sigmoid(logits[order]), _of_ties(logits, labels)[order]
     bins = zip(probabilities.tensor_split(_BINS), shares.tensor_split(_BINS), strict=True)
     gaps = [abs(float(p.mean() - share.mean())) * len(p) for p, share in bins if len(p)]
     score = (accuracy - 0.5) * 2 * math.sqrt(2 * num)
@@ -97,6 +97,13 @@ def report(log_r_p: Float[Tensor, " num_p"], log_r_q: Float[Tensor, " num_q"]) -
 
 def _side(logits: Tensor) -> Tensor:
     return (torch.sign(logits) + 1) / 2
+
+
+def _of_ties(values: Tensor, labels: Tensor) -> Tensor:
+    """Return, for each value, the mean label of all that are equal to it."""
+    _, inverse, counts = torch.unique(values, return_inverse=True, return_counts=True)
+    sums = labels.new_zeros(len(counts)).index_add(0, inverse, labels)
+    return (sums / counts)[inverse]
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -68,6 +68,37 @@ def test_newton_finds_a_point_of_a_line_and_of_a_curved_field():
     torch.testing.assert_close(point, torch.tensor([1.0, 0.0]), atol=1e-9, rtol=0)
 
 
+def test_newton_takes_the_steps_that_it_was_given_and_single_precision():
+    linear = pr.Game(
+        lambda psi, theta: (
+            ((psi - 1) ** 2 + psi * theta).sum(),
+            ((theta + 2) ** 2 - psi * theta).sum(),
+        ),
+        num_psi=1,
+    )
+    for dtype in (torch.float32, torch.float64):
+        start = torch.zeros(2, dtype=dtype)
+        found = linear.stationary_point(start, num_steps=1)  # of a linear field: there at once
+        rounding = 100 * torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            found, torch.tensor([1.6, -1.2], dtype=dtype), rtol=0, atol=rounding
+        )
+    # Any point will do where the tolerance is above its velocity, and one step where it is wide.
+    near = linear.stationary_point(torch.full((2,), 9.0), tolerance=1.0)
+    assert float(linear.velocity(near).norm()) <= 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("step_size", [0.1, 0.2, 0.3, 0.5, 0.7])
+def test_circles_are_undecided_in_either_precision(dtype, step_size):
+    circles = pr.Game(lambda psi, theta: ((psi * theta).sum(), -(psi * theta).sum()), num_psi=1)
+    origin = torch.zeros(2, dtype=dtype)
+    assert circles.stability(origin).verdict == "undecided"
+    found = circles.step_stability(origin, step_size=step_size, alternating=True)
+    assert found.verdict == "undecided"
+    assert circles.step_stability(origin, step_size=step_size).verdict == "unstable"
+
+
 def test_no_stationary_point():
     game = pr.Game(lambda psi, theta: (psi.sum(), theta.sum()), num_psi=1)
     with pytest.raises(RuntimeError, match=r"a velocity below .*Write: .* from elsewhere"):

@@ -16,6 +16,7 @@ from pyro_ext.autoguide.guide import Group, PackedGuide
 from pyro_ext.autoguide.packing import Latent, Packing
 from pyro_ext.autoguide.plates import Batch
 from pyro_ext.families import Diagonal, Family
+from pyro_ext.families.family import check_family
 from pyro_ext.structure import is_subsampled
 
 __all__ = ["AutoJoint"]
@@ -71,6 +72,7 @@ class AutoJoint(PackedGuide, AutoContinuous):  # type: ignore[metaclass]
             model, init_loc_fn=init_loc_fn, init_scale=init_scale, create_plates=create_plates
         )
         self.family = Diagonal() if family is None else family
+        check_family("AutoJoint", "family", self.family)
         self.plate: str | None = None
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:

@@ -12,6 +12,7 @@ from pyro_ext.autoguide.guide import Group, PackedGuide
 from pyro_ext.autoguide.packing import Frame, Latent, Packing
 from pyro_ext.autoguide.plates import Batch, batch_of, find_batch
 from pyro_ext.families import Diagonal, Family
+from pyro_ext.families.family import check_family
 from pyro_ext.structure import is_subsampled
 
 __all__ = ["LocalGuide"]
@@ -41,6 +42,8 @@ class LocalGuide(PackedGuide):
         )
         self.family = Diagonal() if family is None else family
         self.global_family = Diagonal() if global_family is None else global_family
+        for option in ("family", "global_family"):
+            check_family(type(self).__name__, option, getattr(self, option))
         self.plate = plate
         self.condition_on_globals = condition_on_globals
         self.sparse = sparse

@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from pyro_ext._cited import Cited
 from pyro_ext.families._quantile import quantile_by_draws
 
-__all__ = ["Family", "inverse_positive", "positive"]
+__all__ = ["Family", "check_family", "inverse_positive", "positive"]
 
 
 def positive(raw: Tensor) -> Tensor:
@@ -132,3 +132,24 @@ class Family(Cited, ABC):
             Two tensors of shape ``(*batch, dim)``, or None.
         """
         return None
+
+
+def check_family(owner: str, option: str, family: object) -> None:
+    """Raise if what should be a family is none, such as the class of one.
+
+    Args:
+        owner: Whose option it is, for the message.
+        option: Its name.
+        family: What was given.
+
+    Raises:
+        TypeError: If it is no family.
+    """
+    if not isinstance(family, Family):
+        got, instead = repr(family), "px.FullCovariance()"
+        if isinstance(family, type):
+            got = f"the class {family.__name__}"
+            instead = f"px.{family.__name__}()" if issubclass(family, Family) else instead
+        raise TypeError(
+            f"{owner}: expected {option} to be a family; got {got}. Write: {option}={instead}."
+        )

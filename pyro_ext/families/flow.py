@@ -13,9 +13,10 @@ from pyro_ext.families._context import check_context, initial_context
 from pyro_ext.families._steps import LayerSpec
 from pyro_ext.families.affine import Affine
 from pyro_ext.families.diagonal import Diagonal
-from pyro_ext.families.family import Family
+from pyro_ext.families.family import Family, check_family
 from pyro_ext.families.flow_distribution import FlowDistribution, FlowTransform
 from pyro_ext.families.flow_kinds import KINDS
+from pyro_ext.nn.mlp import check_widths
 
 __all__ = ["Flow"]
 
@@ -108,6 +109,8 @@ class Flow(Family):
 
     def __post_init__(self) -> None:
         """Check names, base and sizes."""
+        check_family("Flow", "base", self.base)
+        check_widths("Flow", "hidden", self.hidden)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if not isinstance(self.kind, str):
             object.__setattr__(self, "kind", tuple(self.kind))

@@ -13,6 +13,7 @@ from torch.distributions import Distribution, constraints
 from pyro_ext.families._context import check_context, initial_context, join_context, zero_last
 from pyro_ext.families.family import Family, inverse_positive, positive
 from pyro_ext.nn import MLP
+from pyro_ext.nn.mlp import check_widths
 
 __all__ = ["Implicit"]
 
@@ -58,6 +59,7 @@ class Implicit(Family):
 
     def __post_init__(self) -> None:
         """Check the sizes."""
+        check_widths("Implicit", "hidden", self.hidden)
         object.__setattr__(self, "hidden", tuple(self.hidden))
         check_context("Implicit", self.context)
         if self.noise_dim is not None and self.noise_dim < 1:

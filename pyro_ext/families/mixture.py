@@ -13,7 +13,7 @@ from torch.distributions import Distribution, constraints
 from pyro_ext._strata import Stratified
 from pyro_ext.families._fixed import fixed_normal
 from pyro_ext.families.affine_normal import AffineNormal
-from pyro_ext.families.family import Family
+from pyro_ext.families.family import Family, check_family
 
 __all__ = ["Mixture", "MixtureDistribution"]
 
@@ -167,6 +167,7 @@ class Mixture(Family):
     def __post_init__(self) -> None:
         """Check base and number."""
         count = self.num_components
+        check_family("Mixture", "base", self.base)
         if isinstance(self.base, Mixture):
             raise ValueError(
                 f"Mixture: expected components that are no mixtures; got {self.base!r}. Write: "

@@ -166,6 +166,7 @@ class BoundLoss(Cited, pyro.infer.ELBO):
             chunk_size: Largest number of particles at once, of the inner ones where there are.
 
         Raises:
+            TypeError: If the number is no int.
             ValueError: If the loss is more than a function of log weights, or the number is not
                 positive.
 
@@ -180,6 +181,11 @@ class BoundLoss(Cited, pyro.infer.ELBO):
                 f"{name}: expected a loss whose gradient is that of log weights; got one that "
                 f"needs all particles at once. Write: px.IWAE({self.num_particles}).in_chunks("
                 f"{chunk_size})."
+            )
+        if isinstance(chunk_size, bool) or not isinstance(chunk_size, int):
+            raise TypeError(
+                f"{name}: expected chunk_size to be an int; got {chunk_size!r}. "
+                "Write: .in_chunks(100)."
             )
         if chunk_size < 1:
             raise ValueError(

@@ -38,7 +38,8 @@ class Sleep(BoundLoss):
             the position, or the keyword. ``{"x": 0}`` for ``def model(x)``.
 
     Raises:
-        TypeError: If an argument is named neither by position nor by keyword.
+        TypeError: If an argument is named neither by position nor by keyword, or sites are given
+            without their arguments.
         ValueError: If no site is named.
 
     References:
@@ -67,6 +68,11 @@ class Sleep(BoundLoss):
 
     def __init__(self, observed: Mapping[str, int | str]) -> None:
         super().__init__(1, estimator="sleep", joint=True)
+        if not isinstance(observed, Mapping):
+            raise TypeError(
+                "Sleep: expected for each observed site the argument that its data come in by; "
+                f"got {observed!r}. Write: px.Sleep(observed={{'x': 0}})."
+            )
         if not observed:
             raise ValueError(
                 "Sleep: expected the observed sites and the arguments that their data come in "

@@ -6,6 +6,8 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_ext.nn.mlp import check_widths
+
 __all__ = ["ConvEncoder"]
 
 
@@ -22,6 +24,7 @@ class ConvEncoder(nn.Module):
         activation: Makes the activation after each layer.
 
     Raises:
+        TypeError: If ``channels`` is one number.
         ValueError: If a number is not positive, or the image has another size.
 
     Example:
@@ -40,6 +43,7 @@ class ConvEncoder(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
+        check_widths("ConvEncoder", "channels", channels)
         widths = [in_channels, *channels]
         if min(*size, *widths, out_features) < 1:
             raise ValueError(

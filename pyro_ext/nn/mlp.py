@@ -1,12 +1,30 @@
 """A multi-layer perceptron over the last dimension."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "check_widths"]
+
+
+def check_widths(owner: str, option: str, widths: object) -> None:
+    """Raise if widths of layers are one number.
+
+    Args:
+        owner: Whose option it is, for the message.
+        option: Its name.
+        widths: What was given.
+
+    Raises:
+        TypeError: If they are no sequence.
+    """
+    if not isinstance(widths, Iterable):
+        raise TypeError(
+            f"{owner}: expected {option} to be a sequence, a width for each layer; got "
+            f"{widths!r}. Write: {option}=({widths},)."
+        )
 
 
 class MLP(nn.Module):
@@ -24,6 +42,7 @@ class MLP(nn.Module):
         activation: Makes the activation that follows each hidden layer, e.g. ``torch.nn.Tanh``.
 
     Raises:
+        TypeError: If ``hidden`` is one number.
         ValueError: If a width is not positive, or an input's last dimension is not that.
 
     Example:
@@ -42,6 +61,7 @@ class MLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
+        check_widths("MLP", "hidden", hidden)
         widths = [in_features, *hidden, out_features]
         if min(widths) < 1:
             raise ValueError(

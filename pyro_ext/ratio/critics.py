@@ -19,7 +19,7 @@ class MLPCritic(nn.Module):
         quadratic: Whether to add a quadratic function, which starts at zero and holds the log
             ratio of two Gaussians.
         spectral: Whether to divide each weight matrix by its largest singular value, which makes
-            the critic's slope at most 1 with an activation of slope at most 1.
+            the network's slope at most 1 with an activation of slope at most 1.
 
     References:
         Spectral Normalization for Generative Adversarial Networks (Miyato et al., 2018) |

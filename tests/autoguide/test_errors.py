@@ -173,6 +173,24 @@ def test_a_list_without_plates_of_the_batch():
         px.fit(local, guide, px.ELBO(), X, num_steps=2, batch_size=2, progress=False)
 
 
+@pytest.mark.parametrize("option", ["family", "global_family"])
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (px.FullCovariance, r"got the class FullCovariance\. Write: {}=px\.FullCovariance\(\)\."),
+        ("full", r"got 'full'\. Write: {}=px\.FullCovariance\(\)\."),
+    ],
+    ids=["class", "name"],
+)
+def test_a_family_that_is_none(option, given, message):
+    message = rf"expected {option} to be a family; " + message.format(option)
+    with pytest.raises(TypeError, match="AutoPerDatapoint: " + message):
+        px.AutoPerDatapoint(local, **{option: given})
+    if option == "family":
+        with pytest.raises(TypeError, match="AutoJoint: " + message):
+            px.AutoJoint(local, family=given)
+
+
 def test_an_error_of_the_model_is_the_models():
     """Nothing that a model raises is taken for something else, and its except sees no signal."""
 

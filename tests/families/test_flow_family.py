@@ -86,6 +86,17 @@ def test_errors(options, message):
         Flow(**options)
 
 
+@pytest.mark.parametrize("make", [px.Flow, px.Implicit])
+def test_one_width_for_all_layers_is_an_error(make):
+    with pytest.raises(TypeError, match=r"expected hidden to be a sequence, .*hidden=\(64,\)"):
+        make(hidden=64)
+
+
+def test_a_base_that_is_a_class_is_an_error():
+    with pytest.raises(TypeError, match=r"Flow: expected base .*Write: base=px\.LowRank\(\)"):
+        Flow(base=px.LowRank)
+
+
 def test_a_flow_without_its_networks_is_an_error():
     family = Flow("nice")
     with pytest.raises(ValueError, match=r"expected the networks .* got None. .*family.network"):

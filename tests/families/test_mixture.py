@@ -242,6 +242,7 @@ class Samples(px.Diagonal):
             r"no mixtures; got .* Write: px.Mixture\(Diagonal\(\), num_components=6\)",
         ),
         (lambda: Mixture(Samples()), ValueError, r"scores any z.*got Samples\(\)"),
+        (lambda: Mixture(2), TypeError, r"base to be a family; got 2\. Write: base=px\.Full"),
         (lambda: Mixture(px.Diagonal(), num_components=0), ValueError, r">= 1; got 0. Write"),
     ],
 )

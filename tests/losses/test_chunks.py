@@ -151,6 +151,8 @@ def test_the_expression_and_what_cannot_be_cut():
     assert px.IWAE(8).in_chunks(2).num_particles == 8
     with pytest.raises(ValueError, match="PIWAE: expected a loss whose gradient is that of log"):
         px.PIWAE(2, 3).in_chunks(1)
+    with pytest.raises(TypeError, match=r"IWAE: expected chunk_size to be an int; got 2\.5\. Wr"):
+        px.IWAE(4).in_chunks(2.5)
     with pytest.raises(ValueError, match=r"IWAE: expected chunk_size >= 1; got 0\."):
         px.IWAE(3).in_chunks(0)
 

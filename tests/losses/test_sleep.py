@@ -206,6 +206,9 @@ def test_wrong_arguments_raise() -> None:
         px.Sleep({})
     with pytest.raises(TypeError, match="position or a keyword for site 'x'; got True"):
         px.Sleep({"x": True})
+    name: Any = "x"
+    with pytest.raises(TypeError, match=r"got 'x'\. Write: px\.Sleep\(observed=\{'x': 0\}\)"):
+        px.Sleep(name)
 
 
 def test_subsample_inside_the_model_raises() -> None:

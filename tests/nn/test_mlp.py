@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from pyro_ext.nn import MLP
+from pyro_ext.nn import MLP, ConvEncoder
 
 
 @pytest.mark.parametrize("batch", [(), (5,), (3, 5), (2, 3, 5)])
@@ -45,6 +47,16 @@ def test_state_dict_round_trips() -> None:
 def test_wrong_input_is_named(shape: tuple[int, ...]) -> None:
     with pytest.raises(Exception, match=r"expected input of shape \(\*batch, 4\)|in_features"):
         MLP(4, hidden=(3,), out_features=2)(torch.zeros(shape))
+
+
+def test_one_width_for_all_layers_is_named() -> None:
+    widths: Any = 64
+    with pytest.raises(
+        TypeError, match=r"MLP: expected hidden .*; got 64\. Write: hidden=\(64,\)"
+    ):
+        MLP(3, widths, 2)
+    with pytest.raises(TypeError, match=r"ConvEncoder: expected channels .*channels=\(64,\)"):
+        ConvEncoder((8, 8), channels=widths)
 
 
 def test_wrong_width_is_named() -> None:

@@ -86,10 +86,10 @@ def check_alike(p: Samples, q: Samples, optimizer: torch.optim.Optimizer) -> Non
 
 def _check(samples: Tensor, name: str) -> None:
     if samples.dim() != 2 or not samples.is_floating_point():
+        instead = f"reshape(len({name}), -1)" if samples.dim() != 2 else "float()"
         raise ValueError(
             f"DensityRatio: expected samples of {name} as floats of shape (num, dim); got "
-            f"{samples.dtype} of shape {tuple(samples.shape)}. Write: {name}.reshape(len({name}), "
-            "-1)."
+            f"{samples.dtype} of shape {tuple(samples.shape)}. Write: {name}.{instead}."
         )
     wrong = int((~samples.isfinite()).any(1).sum())
     if wrong:

@@ -279,6 +279,10 @@ ERRORS = {
         lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(torch.randn(9), torch.randn(9, 1)),
         r"expected samples of p as floats of shape \(num, dim\); got .*\(9,\)\. Write: p\.reshape",
     ),
+    "whole numbers": (
+        lambda: fit_normals(p=torch.ones(9, 1, dtype=torch.long)),
+        r"expected samples of p as floats .*; got torch\.int64 .*Write: p\.float\(\)",
+    ),
     "sizes": (
         lambda: pr.DensityRatio(pr.QuadraticCritic(1)).fit(torch.randn(9, 2), torch.randn(9, 1)),
         r"expected samples of one size; got 2 numbers .* and 1 ",

@@ -71,7 +71,16 @@ class Game:
 
         Args:
             state: (ψ, θ), shape ``(params,)``.
+
+        Raises:
+            ValueError: If it has another shape, or leaves nothing for one of the players.
         """
+        if state.dim() != 1 or not 0 < self.num_psi < len(state):
+            raise ValueError(
+                f"Game: expected a state (psi, theta) as one vector, num_psi={self.num_psi} "
+                f"numbers and then at least one; got shape {tuple(state.shape)}. Write: "
+                "torch.cat([psi, theta])."
+            )
         with torch.enable_grad():
             if not state.requires_grad:
                 state = state.detach().requires_grad_()

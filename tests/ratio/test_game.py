@@ -99,6 +99,13 @@ def test_circles_are_undecided_in_either_precision(dtype, step_size):
     assert circles.step_stability(origin, step_size=step_size).verdict == "unstable"
 
 
+@pytest.mark.parametrize(("num_psi", "shape"), [(1, (1,)), (1, (2, 2)), (0, (2,))], ids=str)
+def test_a_state_without_one_of_the_players(num_psi, shape):
+    game = pr.Game(lambda psi, theta: (psi.sum() ** 2, theta.sum() ** 2), num_psi=num_psi)
+    with pytest.raises(ValueError, match=r"Game: expected a state .* as one vector.*Write: torch"):
+        game.velocity(torch.zeros(shape))
+
+
 def test_no_stationary_point():
     game = pr.Game(lambda psi, theta: (psi.sum(), theta.sum()), num_psi=1)
     with pytest.raises(RuntimeError, match=r"a velocity below .*Write: .* from elsewhere"):

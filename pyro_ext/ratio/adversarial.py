@@ -93,7 +93,7 @@ class Adversarial(BoundLoss):
 
     Raises:
         ValueError: If an option is unknown or too small, or latents are inside a data plate and
-            outside it, or are discrete.
+            outside it, are discrete, or are drawn without a path for the gradient.
 
     References:
         Adversarial Variational Bayes (Mescheder, Nowozin and Geiger, 2017) |

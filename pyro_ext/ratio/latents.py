@@ -14,7 +14,9 @@ from pyro_ext._bijections import bijection_to
 from pyro_ext._checks import Pair, check_pair
 from pyro_ext._discover import discover, suggested
 from pyro_ext._run import particle_plates, prior_of, replayed_model
+from pyro_ext._score_function import is_reparameterized, score_function
 from pyro_ext._site_log_prob import site_log_prob
+from pyro_ext._strata import mixture
 from pyro_ext._terms import Particles
 from pyro_ext.structure import Structure, sample_sites, unwrapped
 
@@ -101,12 +103,17 @@ class Elements:
             pair: Model, guide and arguments.
             num: Number K of draws.
             batch: That of other draws, for latents of the same elements.
+
+        Raises:
+            ValueError: If gradients are on and a site has a gradient that its draws have not.
         """
         guide = pair.guide if batch is None else poutine.replay(pair.guide, trace=batch)
         with particle_plates(self._structure, Particles(1, num)):
             guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
             model_trace = replayed_model(pair, guide_trace)
         check_pair(model_trace, guide_trace)
+        if torch.is_grad_enabled():
+            _check_paths(guide_trace)
         return self._draws(model_trace, num)
 
     def from_model(self, pair: Pair, num: int, *, dream: bool = False) -> Draws:
@@ -189,6 +196,27 @@ class Elements:
         others = [axis for axis in range(1, value.dim()) if axis not in kept]
         value = value.permute(0, *kept, *others).flatten(1 + len(kept))
         return value.reshape(lead, -1, value.shape[-1])
+
+
+def _check_paths(guide_trace: Trace) -> None:
+    """Raise if a draw depends on parameters otherwise than by its path, which has the gradient."""
+    for name, site in sample_sites(guide_trace):
+        fn = site["fn"]
+        if isinstance(fn, dist.Unit) or is_reparameterized(site):
+            continue
+        if score_function(site).requires_grad:
+            several = mixture(site)
+            instead = (
+                "px.ELBO(estimator='score')"
+                if several is None
+                else f"px.ELBO(num_particles={several.num_strata})"
+            )
+            raise ValueError(
+                f"Adversarial: expected guide sites that depend on parameters to be "
+                f"reparameterized, as the gradient goes through the draws alone; got site "
+                f"'{name}', {type(unwrapped(fn)).__name__}, which is not. Write: {instead}, if "
+                "the guide has a density."
+            )
 
 
 def _subsamples(trace: Trace) -> Trace:

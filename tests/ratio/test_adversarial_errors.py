@@ -1,3 +1,5 @@
+from functools import partial
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -47,6 +49,23 @@ def discrete(x):
 
 def discrete_guide(x):
     pyro.sample("z", dist.Bernoulli(pyro.param("share", torch.tensor(0.3))))
+
+
+def without_path(x):
+    loc = pyro.param("loc", torch.tensor(0.3))
+    pyro.sample("z", dist.VonMises(loc, 1.0))
+
+
+def jumps(x, share=None):
+    share = pyro.param("share", torch.tensor(0.3)) if share is None else share
+    loc = pyro.param("loc", torch.tensor(0.1))
+    jump = pyro.sample("jump", dist.Bernoulli(share), infer={"is_auxiliary": True})
+    pyro.sample("z", dist.Delta(jump + loc + torch.randn_like(jump)))
+
+
+def test_noise_without_parameters_may_be_discrete():
+    step(model, partial(jumps, share=torch.tensor(0.5)), X)
+    assert pyro.param("loc").grad.abs() > 0
 
 
 def step(target, guide=None, x=XS, **options):
@@ -116,6 +135,18 @@ ERRORS = {
     "discrete": (
         lambda: step(discrete, discrete_guide),
         r"expected continuous latents.* site 'z', Bernoulli\. Write: px\.ELBO\(estimator=",
+    ),
+    "mixture": (
+        lambda: step(model, px.AutoJoint(model, family=px.Mixture(px.Diagonal())), X),
+        r"reparameterized, .*; got site '\w+', \w*Mixture\w*, .*px\.ELBO\(num_particles=2\)",
+    ),
+    "no path": (
+        lambda: step(model, without_path, X),
+        r"reparameterized, .*; got site 'z', VonMises, which is not\. Write: px\.ELBO\(est",
+    ),
+    "auxiliary draw without a path": (
+        lambda: step(model, jumps, X),
+        r"got site 'jump', Bernoulli, which is not",
     ),
     "steps": (
         lambda: px.Adversarial(critic_steps=-1),

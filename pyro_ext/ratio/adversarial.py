@@ -70,9 +70,10 @@ class Adversarial(BoundLoss):
         T \approx \log \frac{q(z \mid x)}{p(z)}
 
     At the best T the gradient by the guide goes through the draws alone, since
-    :math:`\mathbb{E}_q \nabla \log q = 0`. Each gradient that is asked of this object first trains
-    the critic; without gradients it is frozen. The value is an estimate and no bound: a critic
-    that underestimates log q / p puts it above the evidence. ``evaluate`` looks at that.
+    :math:`\mathbb{E}_q \nabla \log q = 0`; parameters of the prior, which no critic knows, have
+    that of log p(z). Each gradient that is asked of this object first trains the critic; without
+    gradients it is frozen. The value is an estimate and no bound: a critic that underestimates
+    log q / p puts it above the evidence. ``evaluate`` looks at that.
 
     The object holds the critic of one (model, guide) pair; take a new one for another.
 

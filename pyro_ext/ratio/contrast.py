@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_ext._checks import Pair
+from pyro_ext._modules import leaves_of
 from pyro_ext.ratio.latents import Draws, Elements
 
 __all__ = ["CONTRASTS", "Contrast", "Scene"]
@@ -104,7 +105,7 @@ class Scene:
             return drawn.log_likelihood + drawn.log_prior - log_q
         log_q_p = drawn.scale * log_ratio(self._join(drawn.z, drawn)).sum(-1)
         if not self.contrast.dreams:
-            return drawn.log_likelihood - log_q_p
+            return drawn.log_likelihood - log_q_p + _pull_of_prior(drawn)
         return self._model_pull(log_ratio, num) - log_q_p
 
     def _model_pull(self, log_ratio: LogRatio, num: int) -> Tensor:
@@ -148,6 +149,24 @@ class Scene:
             factor = torch.linalg.cholesky(covariance + floor[:, None, None] * eye)
         self._known = (own, _Moments(z.mean(0), factor))
         return self._known[1]
+
+
+def _pull_of_prior(drawn: Draws) -> Tensor:
+    r"""Return a zero whose gradient is that of the prior's parameters, which no critic has.
+
+    .. math:: \nabla_\theta \mathbb{E}_q [-T] = \mathbb{E}_q \nabla_\theta \log p_\theta(z),
+        \qquad T = \log q / p_\theta
+
+    The draws' own gradient goes through T: what they depend on is left out here.
+    """
+    of_draws = leaves_of(drawn.z)
+    own = [leaf for key, leaf in leaves_of(drawn.log_prior).items() if key not in of_draws]
+    zero = drawn.log_prior.new_zeros(())
+    if not own:
+        return zero
+    grads = torch.autograd.grad(drawn.log_prior.mean(), own, retain_graph=True)
+    pull = torch.stack([(leaf * grad).sum() for leaf, grad in zip(own, grads, strict=True)]).sum()
+    return pull - pull.detach()
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,32 @@ def test_the_model_learns(contrast, options, lr, num_steps, seed):
     assert float(target.loc.detach()) == pytest.approx(float(x.mean()), abs=0.5)
 
 
+@pytest.mark.parametrize("contrast", ["prior", "adaptive", "aggregate"])
+def test_parameters_of_the_prior_have_the_gradient_of_its_log_density(contrast):
+    loc, log_scale, slope = (torch.nn.Parameter(torch.tensor(v)) for v in (0.3, 0.2, 0.7))
+
+    def target(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x, 0.5))
+
+    x, num = torch.tensor([0.5, 1.0, -1.0, 2.0]), 4000
+    loss = px.Adversarial(num, contrast=contrast, warmup=0, critic_steps=0)
+    loss.loss_and_grads(target, guide, x)
+    scale, centre = log_scale.detach().exp(), (slope * x - loc).detach()
+    by_loc = -(centre / scale**2).sum()
+    by_scale = (1 - (centre**2 + 0.25) / scale**2).sum()
+    # (z - loc) has sd 1/2, its square sd sqrt(2)/4 and 2 · 1/2 |centre|: of means of 4000 draws.
+    se_loc = len(x) ** 0.5 * 0.5 / scale**2 / num**0.5
+    se_scale = (len(x) * 0.125 + centre.square().sum()) ** 0.5 / scale**2 / num**0.5
+    assert abs(float(loc.grad - by_loc)) < 5 * float(se_loc)  # false alarms: 6e-7
+    assert abs(float(log_scale.grad - by_scale)) < 5 * float(se_scale)
+
+
 # ---------------------------------------------------------------------- the critic's state
 
 

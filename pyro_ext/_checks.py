@@ -8,8 +8,8 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 
+from pyro_ext._errors import of_batch_dims
 from pyro_ext._site_log_prob import check_shape, site_log_prob
-from pyro_ext._strata import JoinedElements
 from pyro_ext.structure import plate_frames, sample_sites
 
 __all__ = ["Pair", "check_pair", "check_shapes", "explain_failure"]
@@ -111,10 +111,7 @@ def explain_failure(error: Exception, pair: Pair, *, particles: int) -> None:
                 _check_values(name, site, guide_sites[name])
             except ValueError as plain:
                 raise plain from error
-    shapes = isinstance(error, (RuntimeError, ValueError, IndexError))
-    others = (JoinedElements, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
-    shapes = shapes and not isinstance(error, others)
-    if particles > 1 and shapes and _runs_alone(pair):
+    if particles > 1 and of_batch_dims(error) and _runs_alone(pair):
         error.add_note(
             f"The model ran with {particles} particles in a batch dim left of its plates. "
             "With num_particles=1 it runs, so a line of it counts dims from the left or drops "

@@ -14,6 +14,7 @@ from pyro.poutine.guide import GuideMessenger
 from torch import Tensor
 
 from pyro_ext._checks import Pair, check_pair, check_shapes, explain_failure
+from pyro_ext._errors import of_batch_dims
 from pyro_ext._flat_guides import check_flat
 from pyro_ext._one_by_one import one_by_one
 from pyro_ext._replay import remember_params
@@ -121,7 +122,9 @@ def _tried(
         with _same_random_state():
             return _checked(pair, structure, many=many, particles=particles)
     except Exception as error:
-        found = _tried_alone(pair, structure, many=many, particles=particles)
+        found = None
+        if of_batch_dims(error):
+            found = _tried_alone(pair, structure, many=many, particles=particles)
         if found is None:
             explain_failure(error, pair, particles=2)
             raise

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair, check_pair, explain_failure
 from pyro_ext._discover import Found, discover, recall, suggested
+from pyro_ext._errors import out_of_memory
 from pyro_ext._one_by_one import OneByOne, one_by_one
 from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
 from pyro_ext._site_log_prob import unmask_drawn
@@ -196,6 +197,8 @@ def weigh(
         if suggested(traces.model, traces.guide, joint=joint) == found.suggested:
             return finished(traces, found.structure)
     except Exception as error:
+        if out_of_memory(error):
+            raise
         again = _again(pair, particles if many else None, joint=joint, rerun=mode.rerun)
         if again in (None, found):
             at_once = 1 if found.structure.one_by_one else particles.inner * particles.outer

@@ -169,3 +169,19 @@ def test_a_model_that_takes_two_draws_and_no_more() -> None:
         u = found.latents["u"]
         log_p = dist.Normal(0.0, 1.0).log_prob(u) + dist.Normal(u, 0.5).log_prob(Y[:2])
         close(found.terms[0].log_p, log_p.sum(1))
+
+
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("kind", [torch.OutOfMemoryError, MemoryError, KeyError])
+def test_what_is_no_matter_of_shapes_is_raised(kind: type[Exception], most: int) -> None:
+    def hungry(x: Tensor, y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+        if w.numel() > 3 * most:
+            raise kind("too many")
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal((x * w).sum(-1), 0.5), obs=y)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(kind, match="too many"):
+            px.log_weights(hungry, guide_of(regression(many=True)), X, Y, num_particles=4)

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 
+from pyro_ext._errors import out_of_memory
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.checks import whole
 from pyro_ext.training.randomness import get_random, set_random
@@ -104,14 +105,9 @@ class _Guard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> bool:
-        if error is None or not self._watching or not _out_of_memory(error):
+        if error is None or not self._watching or not out_of_memory(error):
             return False
         set_random(self._before, self._devices)
         if self._devices:
             torch.cuda.empty_cache()
         return True
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

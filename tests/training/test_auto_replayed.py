@@ -2,11 +2,14 @@
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 from pyro_ext.training.auto import ascend
 from pyro_ext.training.auto.affine import Affine
+from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.replayed import loss_and_grads
 
 
@@ -93,6 +96,25 @@ def test_python_runs_where_the_graph_raises():
     step = loss_and_grads(loss, [factor], torch.eye(2))
     torch.testing.assert_close(step(4 * torch.eye(2))[1][0], torch.tensor(8.0))
     assert step(torch.full((2, 2), torch.nan))[1][0] == -1.0
+
+
+def test_a_point_that_failed_when_the_loss_was_recorded_is_not_left_out_for_good():
+    def correlated():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        covariance = torch.eye(2) + z[..., None, None] * torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+        seen = dist.MultivariateNormal(torch.zeros(2), covariance)
+        pyro.sample("x", seen, obs=torch.tensor([0.5, -1.0]))
+
+    density = Density(correlated, ())
+    shift = torch.zeros(2, 1, requires_grad=True)
+
+    def loss(x):
+        value, grad = density.value_and_grad((x + shift).detach())
+        return ((x + shift) * grad).sum() + value.masked_fill(value == -math.inf, 0.0).sum()
+
+    step = loss_and_grads(loss, [shift], torch.tensor([[0.2], [3.0]]))
+    (slope,) = step(torch.tensor([[0.2], [0.4]]))[1]
+    torch.testing.assert_close(slope, density.value_and_grad(torch.tensor([[0.2], [0.4]]))[1])
 
 
 class Rotten:

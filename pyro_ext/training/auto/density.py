@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_ext._bijections import bijection_to
 from pyro_ext._site_log_prob import unmask
 from pyro_ext._supports import check_supports
+from pyro_ext._unchecked import is_unchecked
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.autoguide.packing import Packing
 from pyro_ext.families import Family
@@ -269,6 +270,8 @@ class Density:
         try:
             return self._evaluate(z)
         except (torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
+            if is_unchecked():  # a graph would leave the point out whatever it is
+                raise
             if len(z) == 1:
                 return torch.full_like(z[:, 0], -math.inf)
             half = len(z) // 2

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from pyro_ext._unchecked import unchecked
 from pyro_ext.training.compiled.bindings import bind
 from pyro_ext.training.compiled.graph import record
 from pyro_ext.training.compiled.reading import without_reading
@@ -47,7 +48,7 @@ def loss_and_grads(loss: Callable[[Tensor], Tensor], params: Sequence[Tensor], x
         return eager
 
     def step(x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        # Python takes apart what holds a point at which a factorization fails.
+        # Most factorizations that fail give NaN in a graph; some raise, for all points together.
         with contextlib.suppress(torch.linalg.LinAlgError, ValueError):  # type: ignore[attr-defined]
             return replayed(x)
         return eager(x)
@@ -56,7 +57,7 @@ def loss_and_grads(loss: Callable[[Tensor], Tensor], params: Sequence[Tensor], x
 
 
 def _recorded(loss: Callable[[Tensor], Tensor], params: Sequence[Tensor], x: Tensor) -> Step:
-    with torch.enable_grad(), without_numpy(), without_reading():
+    with torch.enable_grad(), unchecked(), without_numpy(), without_reading():
         recorded = record(loss, params, [x], thin)
     bind(recorded.graph)
     call = recorded.graph.forward

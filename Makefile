@@ -33,7 +33,7 @@ tutorials: $(STAMP)
 
 # Types and shapes are checked in each call where every public function has its example, and in the
 # tests of log weights and bounds. In all tests that would take three times as long.
-TYPED := --jaxtyping-packages=pyro_ext,beartype.beartype
+TYPED := --jaxtyping-packages=pyro_ext,typed.check
 TYPED_TESTS := pyro_ext tests/test_bounds.py tests/test_weights.py
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS)
 

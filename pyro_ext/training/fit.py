@@ -117,8 +117,9 @@ def fit(
             ``"auto"`` takes what is done soonest, by the time of the first steps and the number of
             those that are left; ``run.compiled`` tells. The numbers of compiled steps are those of
             eager ones, up to rounding.
-        deterministic: Whether the same seed gives the same bits each time: with
-            ``compile="auto"`` the number of steps alone then decides, not the clock.
+        deterministic: Whether the same seed gives the bits of eager steps each time:
+            ``compile="auto"`` then records steps, which keeps them, or not, by their number and
+            not by the clock, and compiles none.
         holdout: Held-out data to look at every so often: ``px.Holdout(x_test)``.
         plateau: When to stop before ``num_steps``: ``px.Plateau()``.
         checkpoints: A folder to save to, and to go on from: the same call resumes a run that was

@@ -18,12 +18,7 @@ from pyro_ext.training.compiled.proof import NotFinite
 from pyro_ext.training.compiled.signature import Call, call_of
 from pyro_ext.training.compiled.simplify import Unsuitable
 from pyro_ext.training.optimizers import Optimizers
-from pyro_ext.training.payoff import (
-    COMPILING_PAYS,
-    RECORDING_PAYS,
-    CountOperations,
-    cheapest,
-)
+from pyro_ext.training.payoff import RECORDING_PAYS, CountOperations, cheapest
 
 __all__ = ["BACKEND", "Graphs"]
 
@@ -42,7 +37,7 @@ class Graphs:
         roots: Model, guide and loss.
         params: The trained parameters.
         compile: ``"auto"``, True, ``"record"`` or False.
-        deterministic: Whether ``"auto"`` is decided by the number of steps alone.
+        deterministic: Whether ``"auto"`` keeps the bits of eager steps, and asks no clock.
         say: Called with what the fit is doing while it records and compiles, and with None
             afterwards.
     """
@@ -204,9 +199,7 @@ class Graphs:
         if self._compile is True:
             return BACKEND
         if self._deterministic:
-            steps = number + left
-            way = "record" if steps >= RECORDING_PAYS else None
-            way = "inductor" if steps >= COMPILING_PAYS else way
+            way = "record" if number + left >= RECORDING_PAYS else None
             self.told = f"no: fewer than {RECORDING_PAYS} steps"
         elif len(self._times) < len(_TIMED):
             return None

@@ -5,7 +5,6 @@ from typing import Any
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
-    "COMPILING_PAYS",
     "RECORDING_PAYS",
     "CountOperations",
     "cheapest",
@@ -13,8 +12,8 @@ __all__ = [
     "recording_seconds",
 ]
 
-COMPILING_PAYS, RECORDING_PAYS = 5_000, 500
-"""Steps that paid for it on every workload of ``benchmarks/speed``."""
+RECORDING_PAYS = 500
+"""Steps that pay for recording them on every workload of ``benchmarks/speed``."""
 
 # Rounded from benchmarks/speed/payoff.py.
 _SECONDS, _SECONDS_PER_OPERATION = 5.0, 0.03

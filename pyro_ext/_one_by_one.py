@@ -15,7 +15,7 @@ from torch.distributions.constraints import Constraint
 from tqdm.auto import tqdm
 
 from pyro_ext._checks import Pair
-from pyro_ext._one_run import Run, alike, mapped, read, subsamples
+from pyro_ext._one_run import Run, Unrecorded, alike, mapped, read, subsamples
 from pyro_ext._progress import hidden
 from pyro_ext._score_function import is_reparameterized
 from pyro_ext._site_log_prob import unmask_drawn
@@ -30,11 +30,7 @@ from pyro_ext.structure import (
     without_particles,
 )
 
-__all__ = ["OneByOne", "Unrecorded", "one_by_one"]
-
-
-class Unrecorded(RuntimeError):
-    """A graph is to be made of runs that are put together by looking at their values."""
+__all__ = ["OneByOne", "one_by_one"]
 
 
 def one_by_one(structure: Structure, particles: Particles) -> "OneByOne | None":
@@ -45,11 +41,11 @@ def one_by_one(structure: Structure, particles: Particles) -> "OneByOne | None":
         particles: Number of particles.
 
     Raises:
-        Unrecorded: If a graph is made of it.
+        Unrecorded: If a graph is made of it, and the guide is run for each, too.
     """
     if not structure.one_by_one or not particles.count_dims:
         return None
-    if is_unchecked():
+    if structure.one_by_one == "pair" and is_unchecked():
         raise Unrecorded
     return OneByOne(structure, particles)
 
@@ -150,6 +146,8 @@ class OneByOne:
             first = run({name: rows[0] for name, rows in values.items()})
             _add(given, first, [name for name in subsamples(first) if name not in given])
             found = mapped(run, values, first)
+            if found is None and is_unchecked():
+                raise Unrecorded
             if found is None:
                 split = {name: rows.unbind(0) for name, rows in values.items()}
                 runs = [read(first, first, values)]
@@ -247,7 +245,8 @@ class OneByOne:
         if self._outside(first) and self.particles.inner > 1:
             # It is for whoever reads the shape to say what follows if they differ.
             alone = log_prob.narrow(len(self.sizes) - 1, 0, 1)
-            log_prob = alone if alike(log_prob.movedim(len(self.sizes) - 1, 0)) else log_prob
+            same = is_unchecked() or alike(log_prob.movedim(len(self.sizes) - 1, 0))
+            log_prob = alone if same else log_prob
         if draws is None and is_delta(first) and not first["is_observed"]:
             return first | {"value": value, "fn": dist.Delta(value, log_prob, event_dim)}
         if draws is None and first["fn"].has_rsample and not is_reparameterized(first):

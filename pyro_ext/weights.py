@@ -14,6 +14,7 @@ from pyro_ext._checks import Pair, check_pair, explain_failure
 from pyro_ext._discover import Found, discover, recall, suggested
 from pyro_ext._errors import out_of_memory
 from pyro_ext._one_by_one import OneByOne, one_by_one
+from pyro_ext._one_run import Unrecorded
 from pyro_ext._run import Leaf, Mode, Rerun, Traces, run_pair
 from pyro_ext._site_log_prob import unmask_drawn
 from pyro_ext._strata import stratified
@@ -197,7 +198,7 @@ def weigh(
         if suggested(traces.model, traces.guide, joint=joint) == found.suggested:
             return finished(traces, found.structure)
     except Exception as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or isinstance(error, Unrecorded):
             raise
         again = _again(pair, particles if many else None, joint=joint, rerun=mode.rerun)
         if again in (None, found):

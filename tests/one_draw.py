@@ -6,21 +6,27 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
+from pyro.nn import PyroModule, PyroSample
+from torch import Tensor, nn
 
 import pyro_ext as px
 
 __all__ = [
+    "LOSSES",
     "MODELS",
     "NUM",
     "SLOWER",
+    "Network",
     "X",
     "Y",
     "branched",
     "exact_evidence",
+    "groups",
     "guide_of",
     "posterior",
     "regression",
+    "unbatched",
+    "with_auxiliary",
 ]
 
 SLOWER = r"^The model '.*' takes one draw at a time\. .*write .*: docs/howto/particles\.md\.$"
@@ -91,6 +97,17 @@ def branched(*, many: bool) -> Model:
 MODELS = [regression, groups, scalars, viewed, branched]
 """Each once for one draw, once for many."""
 
+LOSSES = [
+    px.ELBO(4),
+    px.ELBO(4, estimator="stl"),
+    px.ELBO(4, estimator="score"),
+    px.IWAE(4),
+    px.IWAE(4, estimator="dreg", num_outer=2),
+    px.IWAE(4, estimator="vimco"),
+    px.PIWAE(3, 3),
+    px.IWAE(6).in_chunks(3),
+]
+
 
 def guide_of(model: Model) -> Any:
     torch.manual_seed(0)
@@ -113,3 +130,34 @@ def posterior(spread: float = 1.0) -> Callable[..., None]:
         pyro.sample("w", dist.MultivariateNormal(mean, precision_matrix=precision / spread))
 
     return guide
+
+
+class Network(PyroModule):
+    """A network of torch's layers whose weights are latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = PyroModule[nn.Linear](3, 2), PyroModule[nn.Linear](2, 1)
+        for layer in (self.first, self.last):
+            for name, value in list(layer.named_parameters()):
+                prior = dist.Normal(0.0, 1.0).expand(value.shape).to_event(value.dim())
+                setattr(layer, name, PyroSample(prior))
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        loc = self.last(self.first(x).tanh()).squeeze(-1)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(loc, 0.5), obs=y)
+
+
+def unbatched(x: Tensor, y: Tensor) -> None:
+    """A guide that takes one draw at a time too."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+    pyro.sample("w", dist.Normal(torch.stack([a, -a, a / 2]), 1.0).to_event(1))
+
+
+def with_auxiliary(model: Any) -> Any:
+    def joint(x: Tensor, y: Tensor) -> None:
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        model(x, y)
+
+    return joint

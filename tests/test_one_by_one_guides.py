@@ -4,29 +4,29 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from one_draw import MODELS, SLOWER, X, Y, guide_of, posterior, regression
+from one_draw import (
+    LOSSES,
+    MODELS,
+    SLOWER,
+    Network,
+    X,
+    Y,
+    guide_of,
+    posterior,
+    regression,
+    unbatched,
+    with_auxiliary,
+)
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal, AutoNormalMessenger
-from pyro.nn import PyroModule, PyroSample
-from torch import Tensor, nn
+from torch import Tensor
 from weight_pairs import close
 
 import pyro_ext as px
 
 FAMILIES = {"diagonal": px.Diagonal(), "full": px.FullCovariance()}
-LOSSES = [
-    px.ELBO(4),
-    px.ELBO(4, estimator="stl"),
-    px.ELBO(4, estimator="score"),
-    px.IWAE(4),
-    px.IWAE(4, estimator="dreg", num_outer=2),
-    px.IWAE(4, estimator="vimco"),
-    px.PIWAE(3, 3),
-    px.IWAE(6).in_chunks(3),
-]
 
 
 def value_and_gradient(loss: Any, model: Any, guide: Any) -> tuple[Tensor, list[Tensor]]:
@@ -58,54 +58,7 @@ def test_a_divergence_that_is_not_known_is_estimated() -> None:
     assert found > 0
 
 
-@pytest.mark.parametrize("compile", [True, "record"])
-def test_a_step_is_not_compiled(compile: Any) -> None:
-    values = []
-    for many in (True, False):
-        torch.manual_seed(1)
-        model = regression(many=many)
-        guide = px.AutoJoint(model, init_scale=0.5)
-        optim = pyro.optim.Adam({"lr": 0.01})
-        if many:
-            svi: Any = pyro.infer.SVI(model, guide, optim, loss=px.IWAE(4))
-            values.append([svi.step(X, Y) for _ in range(4)])
-            continue
-        svi = px.CompiledSVI(model, guide, optim, loss=px.IWAE(4), compile=compile)
-        with (
-            pytest.warns(UserWarning, match=SLOWER),
-            pytest.warns(UserWarning, match=r"eagerly, because the model takes one draw.*Write"),
-        ):
-            values.append([svi.step(X, Y) for _ in range(4)])
-    assert values[1] == pytest.approx(values[0], abs=1e-10)
-
-
-def test_a_fit_is_that_of_the_model_for_many_draws() -> None:
-    losses = []
-    for many in (True, False):
-        model = regression(many=many)
-        options: dict[str, Any] = {"num_steps": 20, "seed": 0, "compile": False}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            run = px.fit(model, loss=px.ELBO(10), data=(X, Y), **options)
-        losses.append(torch.as_tensor(run.losses))
-    close(losses[1], losses[0])
-
-
 # ---------------------------------------------------------------------- guides
-
-
-def unbatched(x: Tensor, y: Tensor) -> None:
-    """A guide that takes one draw at a time too."""
-    a = pyro.sample("a", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
-    pyro.sample("w", dist.Normal(torch.stack([a, -a, a / 2]), 1.0).to_event(1))
-
-
-def with_auxiliary(model: Any) -> Any:
-    def joint(x: Tensor, y: Tensor) -> None:
-        pyro.sample("a", dist.Normal(0.0, 1.0))
-        model(x, y)
-
-    return joint
 
 
 def log_joint(w: Tensor) -> Tensor:
@@ -148,23 +101,6 @@ def test_a_guide_that_takes_one_draw_too() -> None:
 
 
 # ---------------------------------------------------------------------- diagnostics
-
-
-class Network(PyroModule):
-    """A network of torch's layers whose weights are latents."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = PyroModule[nn.Linear](3, 2), PyroModule[nn.Linear](2, 1)
-        for layer in (self.first, self.last):
-            for name, value in list(layer.named_parameters()):
-                prior = dist.Normal(0.0, 1.0).expand(value.shape).to_event(value.dim())
-                setattr(layer, name, PyroSample(prior))
-
-    def forward(self, x: Tensor, y: Tensor) -> None:
-        loc = self.last(self.first(x).tanh()).squeeze(-1)
-        with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal(loc, 0.5), obs=y)
 
 
 def test_a_network_of_layers_has_diagnostics() -> None:

@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_ext._one_by_one import Unrecorded
+from pyro_ext._one_run import Unrecorded
 from pyro_ext._precision import active_autocast
 from pyro_ext._unchecked import unchecked
 from pyro_ext.losses import Annealed
@@ -186,7 +186,7 @@ def _build(
         raise Unsuitable(str(error)) from error
     except Unrecorded as error:
         raise Unsuitable(
-            "the model takes one draw at a time. Write (x * w).sum(-1) for x @ w, and the like "
+            "draws of the model are run one by one. Write (x * w).sum(-1) for x @ w, and the like "
             "(docs/howto/particles.md), or one particle"
         ) from error
     except Drawn as error:

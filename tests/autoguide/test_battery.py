@@ -43,9 +43,21 @@ SOURCES = {
     "semi-amortized": lambda model, **options: px.AutoSemiAmortized(model, Encoder(), **options),
     "given globals": partial(px.AutoPerDatapoint, condition_on_globals=True),
 }
+MODELS = (*LOCAL_MODELS.values(), crossed_plates)
+
+
+def case(model, source, family):
+    """Return a case; one in three is run each time, with each model, source and family among them."""
+    place = MODELS.index(model) + [*SOURCES].index(source) + [*FAMILIES].index(family)
+    name = f"{model.__name__}-{source}-{family}"
+    return pytest.param(
+        model, source, family, id=name, marks=pytest.mark.slow if place % 3 else ()
+    )
+
+
 CASES = [
-    pytest.param(model, source, family, id=f"{model.__name__}-{source}-{family}")
-    for model in (*LOCAL_MODELS.values(), crossed_plates)
+    case(model, source, family)
+    for model in MODELS
     for source in (SOURCES if model is not crossed_plates else ("per datapoint", "given globals"))
     for family in (FAMILIES if model is awkward_locals else NORMALS)
     if model is not one_local or source != "given globals"  # it has none

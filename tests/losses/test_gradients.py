@@ -152,6 +152,7 @@ def test_estimator_is_unbiased(name: str) -> None:
         assert_mean(draws[:, part], exact[part])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_estimator_is_unbiased_under_a_mask(name: str) -> None:
     """Finds a mask that is left out, or that multiplies the weight instead of the likelihood."""
@@ -165,6 +166,7 @@ def test_estimator_is_unbiased_under_a_mask(name: str) -> None:
         assert_mean(draws, unmasked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN)
 def test_estimator_is_unbiased_under_subsampling(name: str) -> None:
     """Finds a scale N/B that is missing, inside the logarithm, or squared."""

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -82,22 +84,16 @@ lesson.finish()
     ],
 )
 def test_a_claim_that_fails_stops_the_lesson(
-    line: str, options: list[str], message: str, tmp_path: Path
+    line: str, options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "lesson.py"
     script.write_text(LESSON.format(line))
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tutorials'}:{ROOT}"}
-    environment.pop("SMOKE", None)
-    done = subprocess.run(
-        [sys.executable, str(script), *options],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == (1 if message else 0), done.stderr
-    assert message in done.stderr
+    monkeypatch.syspath_prepend(ROOT / "tutorials")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    monkeypatch.delenv("SMOKE", raising=False)
+    with pytest.raises(SystemExit, match=message) if message else nullcontext():
+        runpy.run_path(str(script))
     kept = json.loads((tmp_path / "results" / "lessons" / "99_test.json").read_text())
     judged = {claim["text"]: claim["holds"] for claim in kept["claims"]}
     assert judged["exact"] is judged["noisy"] is True
@@ -117,9 +113,6 @@ def test_page_of_all_claims(tmp_path: Path) -> None:
     assert "| 1. One | a \\| b | 1 | 2 **fails** |" in page
     assert "|  | c | 3 | 3 |" in page
     assert "![1. One](01_one.png)" in page
-
-
-COMPARE = ROOT / "tutorials" / "compare_posteriors.py"
 
 
 def test_any_combination_by_name(tmp_path: Path) -> None:
@@ -144,11 +137,18 @@ def test_any_combination_by_name(tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_unknown_or_impossible_names_say_what_there_is(
-    options: list[str], message: str, tmp_path: Path
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = run(COMPARE, tmp_path, *options)
-    assert done.returncode == 2
-    assert message in done.stderr
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(COMPARE))["main"](options)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_list_shows_the_names(tmp_path: Path) -> None:

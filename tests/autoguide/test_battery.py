@@ -47,7 +47,7 @@ MODELS = (*LOCAL_MODELS.values(), crossed_plates)
 
 
 def case(model, source, family):
-    """Return a case; one in three is run each time, with each model, source and family among them."""
+    """Return a case; one in three, with every source and family among them, is not slow."""
     place = MODELS.index(model) + [*SOURCES].index(source) + [*FAMILIES].index(family)
     name = f"{model.__name__}-{source}-{family}"
     return pytest.param(

@@ -1,7 +1,7 @@
 """Draws of a model's latents as vectors: one unconstrained vector for each independent element."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro import distributions as dist
@@ -13,7 +13,8 @@ from torch import Tensor
 from pyro_ext._bijections import bijection_to
 from pyro_ext._checks import Pair, check_pair
 from pyro_ext._discover import discover, suggested
-from pyro_ext._run import particle_plates, prior_of, replayed_model
+from pyro_ext._one_by_one import one_by_one
+from pyro_ext._run import drawn, particle_plates, prior_of, replayed_model
 from pyro_ext._score_function import is_reparameterized, score_function
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext._strata import mixture
@@ -86,7 +87,7 @@ class Elements:
                 f"{names} outside, others in the plates {plates}. Write: "
                 "px.Adversarial(joint=True) for one critic of all latents, on the full batch."
             )
-        self._structure = structure
+        self._structure = replace(structure, one_by_one=_one_by_one(structure, pair))
         (home,) = homes
         kept = () if home is None else structure.local[home]
         self._axes = tuple(structure.nesting + dim for _, dim in kept)
@@ -108,9 +109,11 @@ class Elements:
             ValueError: If gradients are on and a site has a gradient that its draws have not.
         """
         guide = pair.guide if batch is None else poutine.replay(pair.guide, trace=batch)
-        with particle_plates(self._structure, Particles(1, num)):
-            guide_trace = poutine.trace(guide).get_trace(*pair.args, **pair.kwargs)
-            model_trace = replayed_model(pair, guide_trace)
+        particles = Particles(1, num)
+        runs = one_by_one(self._structure, particles)
+        with particle_plates(self._structure, particles):
+            _, guide_trace = drawn(replace(pair, guide=guide), runs)
+            model_trace = replayed_model(pair, guide_trace, runs)
         check_pair(model_trace, guide_trace)
         if torch.is_grad_enabled():
             _check_paths(guide_trace)
@@ -125,8 +128,11 @@ class Elements:
             dream: Whether to draw what is observed.
         """
         model = poutine.uncondition(pair.model) if dream else pair.model
-        with particle_plates(self._structure, Particles(1, num)):
-            trace = poutine.trace(model).get_trace(*pair.args, **pair.kwargs)
+        particles = Particles(1, num)
+        runs = one_by_one(self._structure, particles)
+        as_guide = replace(pair, guide=model)
+        with particle_plates(self._structure, particles):
+            _, trace = drawn(as_guide, runs) if runs is None else runs.drawn(as_guide)
         return self._draws(trace, num)
 
     def _draws(self, trace: Trace, num: int) -> Draws:
@@ -232,9 +238,25 @@ def _uncoupled(structure: Structure, pair: Pair) -> Structure:
     """Return the plates that are independent by the prior too, which is looked at as a guide."""
     if not structure.local:
         return structure
-    as_guide = replace(pair, guide=prior_of(pair.model))
-    found = discover(as_guide, joint=False, rerun="no", many=False)
+    found = discover(_with_prior(pair), joint=False, rerun="no", many=False)
     for index in reversed(range(len(structure.local))):
         if structure.members[index] not in found.structure.members:
             structure = structure.without(index)
     return structure
+
+
+def _one_by_one(structure: Structure, pair: Pair) -> Literal["", "model", "pair"]:
+    """Return what takes one draw at a time; the guide may be without a density to check it by."""
+    if not discover(_with_prior(pair), joint=True, rerun="no", many=True).structure.one_by_one:
+        return ""
+    try:
+        with torch.no_grad(), poutine.block(), torch.random.fork_rng(devices=()):
+            with particle_plates(structure, Particles(1, 2)):
+                drawn(pair)
+    except Exception:
+        return "pair"
+    return "model"
+
+
+def _with_prior(pair: Pair) -> Pair:
+    return replace(pair, guide=prior_of(pair.model))

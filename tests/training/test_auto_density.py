@@ -81,6 +81,15 @@ def test_ways_are_those_that_the_models_ask_for():
     assert ways[2].__name__ == "<lambda>"
 
 
+def test_a_batch_dim_in_no_plate_is_named():
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"site 'y': .*got shape \(3,\).*Write: \.to_event\(1\)"):
+        Density(model, (Y,))
+
+
 def test_a_point_that_cannot_be_factorized_takes_no_other_with_it():
     def model():
         rho = pyro.sample("rho", dist.Normal(0.0, 1.0))[..., None, None]

@@ -14,6 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyro_ext._bijections import bijection_to
+from pyro_ext._checks import check_shapes
 from pyro_ext._site_log_prob import unmask
 from pyro_ext._supports import check_supports
 from pyro_ext._unchecked import is_unchecked
@@ -92,7 +93,10 @@ class Density:
         (group,) = template.groups
         self.packing: Packing = group.packing
         self.dim = self.packing.dim
-        self.nesting = _nesting(self._trace(args))
+        trace = self._trace(args)
+        self.nesting = _nesting(trace)
+        with self._quiet():
+            check_shapes(trace)
         self.args, self.together = args, True
         self.entries = sum(a.numel() for a in tensors)
         self.chunk = min(max(_CHUNK_ENTRIES // (self.dim + self.entries), 64), 4096)

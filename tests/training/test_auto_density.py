@@ -11,7 +11,7 @@ from pyro_ext.training.auto.adapt import matched, split
 from pyro_ext.training.auto.affine import Affine, elbo, fixed_draws
 from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.correct import Part, Pool, defensive, draw_pool
-from pyro_ext.training.auto.density import Density
+from pyro_ext.training.auto.density import Density, Unfit
 from pyro_ext.training.auto.drift import drift
 from pyro_ext.training.auto.lbfgs import maximize
 from pyro_ext.training.auto.start import _inverse_root, _lower
@@ -88,6 +88,17 @@ def test_a_batch_dim_in_no_plate_is_named():
 
     with pytest.raises(ValueError, match=r"site 'y': .*got shape \(3,\).*Write: \.to_event\(1\)"):
         Density(model, (Y,))
+
+
+def test_a_density_that_is_drawn_is_none():
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean + torch.randn(len(y)), 1.0), obs=y)
+
+    with pytest.raises(Unfit, match=r"one density at each point.*Write: model\.eval\(\)") as error:
+        Density(model, (Y,))
+    assert error.value.why.startswith("its density is another at each call")
 
 
 def test_a_point_that_cannot_be_factorized_takes_no_other_with_it():

@@ -72,7 +72,8 @@ class Density:
         args: Its arguments, with all rows.
 
     Raises:
-        Unfit: If data are on a GPU, a plate is subsampled, or the model has parameters of its own.
+        Unfit: If data are on a GPU, a plate is subsampled, the model has parameters of its own, or
+            it draws anything but its latents.
     """
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -226,9 +227,11 @@ class Density:
             with torch.no_grad(), self._quiet():
                 try:
                     expected = torch.stack([self._single(row) for row in z])
+                    again = torch.stack([self._single(row) for row in z])
                 except (RuntimeError, TypeError) as failure:
                     error = failure
                     continue
+                _check_same(expected, again)
                 for way in (self._plates, torch.func.vmap(self._single)):
                     with suppress(Exception):
                         found = way(z)
@@ -308,6 +311,19 @@ def _is_floating(value: Any) -> bool:
 
 def _to_double(value: Any) -> Any:
     return value.double() if _is_floating(value) else value
+
+
+def _check_same(values: Tensor, again: Tensor) -> None:
+    same = torch.isclose(again, values, equal_nan=True)
+    if not same.all():
+        (first, *_), (second, *_) = values[~same], again[~same]
+        raise Unfit(
+            "fit: expected a model with one density at each point with optim='auto'; got "
+            f"{first:.6g} and {second:.6g} at the same one, as with dropout or a draw that is "
+            "hidden by poutine.block. Write: model.eval() for dropout, pyro.sample(name, ...) for "
+            "a draw, or leave out optim='auto'.",
+            "its density is another at each call, as with dropout or a hidden draw",
+        )
 
 
 def _finite(value: Tensor) -> Tensor:

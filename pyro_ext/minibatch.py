@@ -60,6 +60,25 @@ class MiniBatch(Messenger):
             _ACTIVE.reset(self._token)
         super().__exit__(*exc)
 
+    def rows_in(self, size: int, *, site: str) -> int:
+        """Return the number of rows of the batch, which a plate over it has to have.
+
+        Args:
+            size: Number of elements of the plate.
+            site: Where the plate was met, for messages.
+
+        Raises:
+            ValueError: If the plate has another size.
+        """
+        rows = size if self.indices is None else len(self.indices)
+        if size != rows:
+            raise ValueError(
+                f"site '{site}': expected plate '{self.plate}' to have the {rows} rows of the "
+                f"mini-batch; got {size}. Write: pyro.plate('{self.plate}', len(x)) with the x "
+                "that the model is called with, or give the plate a subsample_size."
+            )
+        return rows
+
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             if not self.sliced and msg["name"] == self.plate and msg["value"] is None:
@@ -70,14 +89,7 @@ class MiniBatch(Messenger):
         for position, frame in enumerate(msg["cond_indep_stack"]):
             if frame.name != self.plate:
                 continue
-            rows = frame.size if self.indices is None else len(self.indices)
-            if frame.size != rows:
-                raise ValueError(
-                    f"site '{msg['name']}': expected plate '{self.plate}' to have the {rows} "
-                    f"rows of the mini-batch; got {frame.size}. Write: pyro.plate('{self.plate}', "
-                    "len(x)) with the x that the model is called with, or give the plate a "
-                    "subsample_size."
-                )
+            rows = self.rows_in(frame.size, site=msg["name"])
             stack = list(msg["cond_indep_stack"])
             stack[position] = frame._replace(full_size=self.size)
             msg["cond_indep_stack"] = tuple(stack)

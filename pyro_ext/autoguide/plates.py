@@ -149,6 +149,7 @@ def find_batch(
     size, device = found.size, found.device
     active = current_minibatch(frame.name)
     if active is not None:
+        active.rows_in(size, site=frame.name)
         plate = pyro.plate(frame.name, size, dim=frame.dim, device=device)
         return Batch(size, active.size, active.indices, full_data=False, plate=plate)
     if found.subsample is not None:

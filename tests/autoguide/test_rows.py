@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from autoguide.data_plates import (
@@ -154,6 +156,18 @@ def test_the_rows_of_a_mini_batch(build, size):
     assert term.scale == NUM / size
     if build is amortized:
         assert torch.equal(guide.encoder.seen[-1], CLUSTERS[rows])
+
+
+@EVERY_SOURCE
+def test_a_plate_of_a_fixed_size_is_named(build):
+    def fixed(x):
+        with pyro.plate("data", NUM):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    message = rf"plate 'data' to have the 3 rows of the mini-batch; got {NUM}.*len\(x\)"
+    with pytest.raises(ValueError, match=message):
+        px.fit(fixed, build(fixed), data=CLUSTERS, num_steps=1, batch_size=3, progress=False)
 
 
 def test_a_mini_batch_reads_its_own_rows_of_the_table():

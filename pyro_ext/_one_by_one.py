@@ -247,8 +247,9 @@ class OneByOne:
             alone = log_prob.narrow(len(self.sizes) - 1, 0, 1)
             same = is_unchecked() or alike(log_prob.movedim(len(self.sizes) - 1, 0))
             log_prob = alone if same else log_prob
-        if draws is None and is_delta(first) and not first["is_observed"]:
-            return first | {"value": value, "fn": dist.Delta(value, log_prob, event_dim)}
+        if is_delta(first) and (first["is_observed"] or draws is None):
+            fn = dist.Delta(value, log_prob, event_dim, validate_args=False)
+            return first | {"value": value, "fn": fn}
         if draws is None and first["fn"].has_rsample and not is_reparameterized(first):
             raise ValueError(
                 f"site '{name}': expected draws with all of their gradient, or none; got "

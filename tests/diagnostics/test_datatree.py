@@ -6,7 +6,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 import xarray
+from pyro import poutine
 from pyro.infer import MCMC, NUTS
+from pyro.infer.reparam import SplitReparam
 
 import pyro_ext as px
 from pyro_ext.diagnostics import from_draws, from_mcmc, to_datatree
@@ -270,3 +272,20 @@ def test_leaves_no_trace(data):
     assert dict(pyro.get_param_store().items()) == store
     for name, value in guide.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:The model 'walk' takes one draw at a time")
+def test_a_split_latent_of_a_model_of_one_draw_is_no_datum():
+    def walk(y):
+        scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        z = pyro.sample("z", dist.Normal(0.0, scale).expand([4]).to_event(1))
+        with pyro.plate("time", 4):
+            pyro.sample("y", dist.Normal(z.cumsum(-1), 1.0), obs=y)
+
+    model = poutine.reparam(walk, config={"z": SplitReparam([1, 3], -1)})
+    tree = to_datatree(model, px.AutoJoint(model), torch.ones(4), num_samples=6, seed=0)
+    posterior = tree["posterior"]
+    parts = [posterior["z_split_0"].values, posterior["z_split_1"].values]
+    np.testing.assert_array_equal(posterior["z"].values, np.concatenate(parts, axis=-1))
+    for group in ("observed_data", "log_likelihood", "posterior_predictive"):
+        assert list(tree[group].data_vars) == ["y"]

@@ -336,8 +336,14 @@ def test_subsampled_plates_are_refused():
         with pyro.plate("data", len(x), 2) as index:
             pyro.sample("x", dist.Normal(mu, 1.0), obs=x[index])
 
-    with pytest.raises(ValueError, match="plate 'data' with 2 of 6"):
-        auto(model, data=torch.zeros(6))
+    def loop(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        for i in pyro.plate("data", len(x), 2):
+            pyro.sample(f"x_{i}", dist.Normal(mu, 1.0), obs=x[i])
+
+    for sampled in (model, loop):
+        with pytest.raises(ValueError, match="plate 'data' with 2 of 6"):
+            auto(sampled, data=torch.zeros(6))
 
 
 def test_data_on_a_gpu_are_refused():

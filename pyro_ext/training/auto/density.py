@@ -338,8 +338,8 @@ def _gradient(value: Tensor, leaf: Tensor, *, create_graph: bool = False) -> Ten
 
 def _nesting(trace: Trace) -> int:
     _check_params(trace)
-    frames = [frame for _, site in sample_sites(trace) for frame in plate_frames(site)]
-    for frame in frames:
+    sites = [site for _, site in sample_sites(trace)]
+    for frame in [frame for site in sites for frame in site["cond_indep_stack"]]:
         if is_subsampled(frame):
             raise Unfit(
                 f"fit: expected all rows at once with optim='auto'; got plate '{frame.name}' with "
@@ -347,7 +347,7 @@ def _nesting(trace: Trace) -> int:
                 f"{frame.full_size}).",
                 f"plate '{frame.name}' shows {frame.size} of {frame.full_size} rows",
             )
-    return max((-frame.dim for frame in frames), default=0)
+    return max((-frame.dim for site in sites for frame in plate_frames(site)), default=0)
 
 
 def _check_params(trace: Trace) -> None:

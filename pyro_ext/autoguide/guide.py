@@ -21,7 +21,7 @@ from pyro_ext.autoguide.fixed import fixed_values
 from pyro_ext.autoguide.group import Group, Image, draw_apart
 from pyro_ext.autoguide.packing import Latent
 from pyro_ext.autoguide.plates import Batch
-from pyro_ext.autoguide.prototype import check_start, latent_of, prototype_of
+from pyro_ext.autoguide.prototype import check_continuous, check_start, latent_of, prototype_of
 from pyro_ext.autoguide.summaries import SummarizedGuide
 from pyro_ext.families import Family
 
@@ -85,6 +85,7 @@ class PackedGuide(Cited, SummarizedGuide):
         owner = type(self).__name__
         trace = prototype_of(self.model, self.init_loc_fn, args, kwargs, owner=owner)
         sites: dict[str, Any] = dict(trace.iter_stochastic_nodes())
+        check_continuous(sites, owner=owner)
         latents = tuple(self._latent(name, site) for name, site in sites.items())
         if not latents:
             raise ValueError(

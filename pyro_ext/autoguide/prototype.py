@@ -18,7 +18,7 @@ from pyro_ext._bijections import bijection_to, support_of_components
 from pyro_ext.autoguide.packing import Frame, Latent
 from pyro_ext.structure import is_delta
 
-__all__ = ["check_start", "latent_of", "prototype_of"]
+__all__ = ["check_continuous", "check_start", "latent_of", "prototype_of"]
 
 _CIRCULAR = (dist.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
 
@@ -78,9 +78,20 @@ class _Start:
             "tensor of that shape, or of one that broadcasts to it."
         )
 
+    @staticmethod
+    def _drawn(fn: Any) -> Tensor:
+        """Return any value of a discrete site, with which the model runs on to the others."""
+        try:
+            value: Tensor = fn.sample()
+        except NotImplementedError:
+            return torch.zeros(fn.batch_shape + fn.event_shape)
+        return value
+
     def _feasible(self, site: Any) -> Tensor:
         """Map zero to the support, for a flat prior such as ``ImproperUniform``."""
         name, fn = site["name"], site["fn"]
+        if fn.support.is_discrete:
+            return self._drawn(fn)
         transform = _bijection(name, fn.support, owner=self.owner)
         shape = Size(fn.batch_shape + fn.event_shape)
         try:
@@ -94,16 +105,31 @@ class _Start:
         return value
 
 
+def check_continuous(sites: dict[str, Any], *, owner: str) -> None:
+    """Raise if there are discrete sites.
+
+    Args:
+        sites: The sites of the prototype.
+        owner: Class name of the guide, for messages.
+
+    Raises:
+        ValueError: If there are; the message names all of them.
+    """
+    supports = {name: site["fn"].support for name, site in sites.items()}
+    names = [name for name, support in supports.items() if support.is_discrete]
+    if names:
+        raise ValueError(
+            f"{owner}: expected continuous latent sites; got {names}, of which '{names[0]}' has "
+            f"support {supports[names[0]]}. Write: {owner}(pyro.poutine.block(model, hide={names}"
+            "), ...), and sum these out, by pyro.infer.SVI with TraceEnum_ELBO(), or give them a "
+            "guide of their own; or a model without them, by dist.MixtureSameFamily."
+        )
+
+
 def _bijection(name: str, support: Constraint, *, owner: str) -> Transform:
     try:
         return bijection_to(support)
     except NotImplementedError as error:
-        if support.is_discrete:
-            raise ValueError(
-                f"{owner}: expected continuous latent sites; got site '{name}' with support "
-                f"{support}. Write: {owner}(pyro.poutine.block(model, hide=['{name}']), ...), and "
-                "enumerate it or give it a guide of its own."
-            ) from error
         raise ValueError(
             f"{owner}: expected supports that real numbers map to one to one; got site '{name}' "
             f"with support {support}. Write: poutine.reparam(model, config={{'{name}': ...}}) "
@@ -121,7 +147,7 @@ def latent_of(name: str, site: Any, *, owner: str) -> Latent:
         owner: Class name of the guide, for messages.
 
     Raises:
-        ValueError: If the site is discrete, has all its mass at one value, is in a sequential
+        ValueError: If the site has no bijection, has all its mass at one value, is in a sequential
             plate, or has a batch dim that is in no plate.
     """
     fn = site["fn"]

@@ -58,6 +58,21 @@ def test_a_discrete_site(build, fn):
 
 
 @EVERY_GUIDE
+def test_all_discrete_sites_are_named(build):
+    def model(x):
+        k, z = 0, 0.0
+        with pyro.plate("data", len(x)):
+            for t in range(2):
+                k = pyro.sample(f"k_{t}", dist.Bernoulli(0.2 + 0.5 * k))
+                z = pyro.sample(f"z_{t}", dist.Normal(z + k, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"'k_0' has support.*hide=\['k_0', 'k_1'\]"):
+        build(model).setup(X)
+    build(poutine.block(model, hide=["k_0", "k_1"])).setup(X)
+
+
+@EVERY_GUIDE
 def test_a_sequential_plate(build):
     def model(x):
         for i in pyro.plate("data", len(x)):

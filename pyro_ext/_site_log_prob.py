@@ -1,9 +1,10 @@
 """Log density of a site of a trace, kept where it has to be computed early."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
@@ -21,7 +22,7 @@ def site_log_prob(site: Any) -> Tensor:
     """Return log p of a site, masked, not scaled, in single precision or better.
 
     Raises:
-        ValueError: If its value is not.
+        ValueError: If its value is not, or of a kind that its distribution does not take.
     """
     if _SCORED in site:
         known: Tensor = site[_SCORED]
@@ -37,10 +38,45 @@ def site_log_prob(site: Any) -> Tensor:
         with full_precision():
             fn = without_checks(site["fn"])
             log_prob = widened(fn.log_prob(value, *site["args"], **site["kwargs"]))
-    except ValueError as error:
-        raise ValueError(f"site '{name}': {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        _explain_kind(site, error)
+        if isinstance(error, ValueError):
+            raise ValueError(f"site '{name}': {error}") from error
+        raise
     masked: Tensor = scale_and_mask(log_prob, mask=site["mask"])
     return masked
+
+
+def _explain_kind(site: Any, error: Exception) -> None:
+    """Raise if a value is of a kind that its distribution stumbled over.
+
+    Raises:
+        ValueError: If it is no tensor, or if it were taken as floating-point numbers.
+    """
+    name, value = site["name"], site["value"]
+    if not isinstance(value, Tensor):
+        write = "torch.as_tensor(x)"
+        if hasattr(value, "to_numpy"):
+            write = "torch.as_tensor(x.to_numpy())"
+        elif isinstance(value, Mapping):
+            write = "data['x'], one tensor of it"
+        raise ValueError(
+            f"site '{name}': expected a tensor as its value; got {type(value).__module__}."
+            f"{type(value).__qualname__}. Write: {write}, for what the model is called with."
+        ) from error
+    if value.is_floating_point() or value.is_complex():
+        return
+    floats = value.to(torch.get_default_dtype())
+    try:
+        site["fn"].log_prob(floats, *site["args"], **site["kwargs"])
+    except Exception:
+        return
+    else:
+        raise ValueError(
+            f"site '{name}': expected floating-point numbers as its value; got {value.dtype}, of "
+            "which its distribution cannot compute the density. Write: x.float(), for what the "
+            "model is called with."
+        ) from error
 
 
 def set_log_prob(site: Any, log_prob: Tensor) -> None:

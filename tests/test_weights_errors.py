@@ -241,6 +241,34 @@ def test_data_without_a_plate(particles: int) -> None:
         px.log_weights(model, px.AutoJoint(model), X, num_particles=particles)
 
 
+@pytest.mark.parametrize("particles", [1, 5])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            Tensor.numpy,
+            r"a tensor as its value; got numpy\.ndarray\. Write: torch\.as_tensor\(x\)",
+        ),
+        (lambda x: {"x": x}, r"got builtins\.dict\. Write: data\['x'\], one tensor of it"),
+        (
+            Tensor.long,
+            r"floating-point numbers as its value; got torch\.int64.*Write: x\.float\(\)",
+        ),
+        (Tensor.bool, r"got torch\.bool, .*Write: x\.float\(\)"),
+    ],
+    ids=["array", "dict", "integers", "booleans"],
+)
+def test_data_of_another_kind(kind: Callable[..., Any], message: str, particles: int) -> None:
+    def model(x: Any) -> None:
+        logits = pyro.sample("logits", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", NUM):
+            pyro.sample("x", dist.Bernoulli(logits=logits), obs=x)
+
+    guide = px.AutoJoint(model)
+    with pytest.raises(ValueError, match=rf"site 'x': expected .*{message}"):
+        px.log_weights(model, guide, kind(torch.ones(NUM)), num_particles=particles)
+
+
 def test_data_of_the_wrong_size() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", NUM):

@@ -1,5 +1,6 @@
 """Where the rows of each step come from, in an order that can be taken up again."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,6 +26,7 @@ __all__ = [
     "Step",
     "arguments",
     "batches_of",
+    "check_call",
     "check_plate",
     "dealt",
     "plates_of",
@@ -41,6 +43,35 @@ def arguments(data: Any) -> tuple[Any, ...]:
         data: What a user gave for data.
     """
     return () if data is None else tuple(data) if isinstance(data, (tuple, list)) else (data,)
+
+
+def check_call(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], error: TypeError
+) -> None:
+    """Raise if a model failed because it cannot be called with so many arguments.
+
+    Args:
+        model: The model.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+        error: How it failed.
+
+    Raises:
+        TypeError: If it does.
+    """
+    called = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        signature = inspect.signature(called)
+        signature.bind(*args, **kwargs)
+    except TypeError as misfit:
+        name = getattr(model, "__name__", type(model).__name__)
+        raise TypeError(
+            f"fit: expected data that {name}{signature} can be called with; got {len(args)} "
+            f"arguments: {misfit}. Write: data=x for one argument, data=(x, y) for two, "
+            "data=torch.tensor(numbers) for a list of numbers."
+        ) from error
+    except ValueError:
+        return  # nobody knows what it can be called with
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pyro_ext._run import replayed_model, traces
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.structure import trace_params, trainable
 from pyro_ext.training.badrows import nonfinite_rows
+from pyro_ext.training.batches import check_call
 from pyro_ext.training.compiled.checked import checked_optimizer
 
 __all__ = [
@@ -53,6 +54,7 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
         train: ``"both"``, ``"model"`` or ``"guide"``.
 
     Raises:
+        TypeError: If the model cannot be called with the arguments.
         ValueError: If there is nothing to train, ``train`` is unknown, or Pyro's store has another
             module under a name.
     """
@@ -64,6 +66,9 @@ def find_parameters(pair: Pair, loss: BoundLoss, train: str) -> Parameters:
         try:
             compute = partial(loss.differentiable_loss, pair.model, pair.guide)
             of_stored_modules(lambda: compute(*pair.args, **pair.kwargs))
+        except TypeError as error:
+            check_call(pair.model, pair.args, pair.kwargs, error)
+            raise
         except ValueError as error:
             rows = nonfinite_rows((*pair.args, *pair.kwargs.values()), None)
             if not rows:

@@ -281,3 +281,11 @@ def test_pyros_schedule_on_a_metric_is_stepped_by_the_user():
     for metric in (1.0, 2.0):
         optim.step(metric)
     assert engine.optimizer.param_groups[0]["lr"] == 0.05
+
+
+@pytest.mark.parametrize("options", [{}, {"num_steps": 3}], ids=["auto", "steps"])
+@pytest.mark.parametrize(("data", "got"), [([1.0, 2.0, 3.0], 3), (None, 0)])
+def test_data_that_the_model_cannot_be_called_with(data, got, options):
+    message = rf"data that model\(x\) can be called with; got {got} arguments.*torch\.tensor"
+    with pytest.raises(TypeError, match=message):
+        px.fit(model, data=data, **options)

@@ -28,6 +28,7 @@ from pyro_ext.structure import (
     sample_sites,
     trace_params,
 )
+from pyro_ext.training.batches import check_call
 from pyro_ext.training.compiled.private import flatten, unflatten
 
 __all__ = ["Density", "Unfit", "support_centre"]
@@ -90,14 +91,15 @@ class Density:
         floating = [a.dtype for a in leaves if _is_floating(a)]
         self._own_dtype = max([torch.get_default_dtype(), *floating], key=lambda t: t.itemsize)
         self.dtype = self._own_dtype
-        template = self.guide(None, args)
+        try:
+            template = self.guide(None, args)
+        except TypeError as error:
+            check_call(model, args, {}, error)
+            raise
         (group,) = template.groups
         self.packing: Packing = group.packing
         self.dim = self.packing.dim
-        trace = self._trace(args)
-        self.nesting = _nesting(trace)
-        with self._quiet():
-            check_shapes(trace)
+        self.nesting = _nesting(self._trace(args))
         self.args, self.together = args, True
         self.entries = sum(a.numel() for a in tensors)
         self.chunk = min(max(_CHUNK_ENTRIES // (self.dim + self.entries), 64), 4096)
@@ -226,6 +228,7 @@ class Density:
             z = torch.rand((3, self.dim), generator=generator, dtype=dtype) - 0.5
             with torch.no_grad(), self._quiet():
                 try:
+                    check_shapes(self._conditioned(self.packing.unpack(z[0])))
                     expected = torch.stack([self._single(row) for row in z])
                     again = torch.stack([self._single(row) for row in z])
                 except (RuntimeError, TypeError) as failure:

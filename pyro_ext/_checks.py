@@ -46,7 +46,8 @@ def check_pair(model_trace: Trace, guide_trace: Trace) -> None:
             raise ValueError(
                 f"site '{name}': expected the guide to sample every latent of the model; got one "
                 f"that samples {_names(guide_sites)}. Write: pyro.sample('{name}', ...) in the "
-                f"guide, or {_without(site)}."
+                f"guide, or {_without(site)}; where it is what to predict, "
+                "pyro.infer.Predictive(model, guide=guide, num_samples=1000)(*args)."
             )
         _check_sizes(name, site, other)
         _check_values(name, site, other)

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Predictive
 from torch import Tensor
 from weight_pairs import NUM, X, hierarchy, local_guide, local_model
 
@@ -31,6 +32,19 @@ def test_guide_lacks_a_latent() -> None:
         match=r"site 'z': .*every latent of the model; got one .*\['mu'\]. Write: pyro.sample",
     ):
         px.log_weights(hierarchy, guide, X)
+
+
+def test_data_left_out_for_predictions_are_predicted_by_the_line_to_write() -> None:
+    def model(size: int, x: Tensor | None = None) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", size):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    guide = px.AutoJoint(model)
+    guide.setup(NUM, X)
+    with pytest.raises(ValueError, match=r"site 'x': .*to predict, pyro\.infer\.Predictive\("):
+        px.to_datatree(model, guide, 3)
+    assert Predictive(model, guide=guide, num_samples=10)(3)["x"].shape == (10, 3)
 
 
 def test_guide_lacks_a_latent_that_pyro_would_sum_out() -> None:

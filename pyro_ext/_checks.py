@@ -144,6 +144,7 @@ def _check_sizes(name: str, model_site: Any, guide_site: Any) -> None:
             raise ValueError(
                 f"site '{name}': expected plate '{frame.name}' to have {full_size} elements, as "
                 f"in the model; got a guide that was built for {size}. Write: "
+                "px.AutoPerDatapoint(model) for mini-batches of the same data, "
                 "px.AutoAmortized(model, encoder), which follows the size, or build a new guide."
             )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import Predictive
+from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 from weight_pairs import NUM, X, hierarchy, local_guide, local_model
 
@@ -173,6 +174,13 @@ def test_plate_sizes_differ(particles: int) -> None:
     message = r"site 'z': expected plate 'data' to have 6 elements, .*; got a guide .* built for 4"
     with pytest.raises(ValueError, match=message):
         px.log_weights(local_model, guide, X, num_particles=particles)
+
+
+def test_a_guide_of_pyros_under_mini_batches_is_told_one_that_takes_them() -> None:
+    options: dict[str, Any] = {"data": X, "batch_size": 3, "num_steps": 2, "progress": False}
+    with pytest.raises(ValueError, match=r"plate 'data' .*AutoPerDatapoint\(model\) for mini-b"):
+        px.fit(local_model, AutoNormal(local_model), **options)
+    assert len(px.fit(local_model, px.AutoPerDatapoint(local_model), **options).losses) == 2
 
 
 def test_plate_sizes_differ_in_a_model_that_takes_rows() -> None:

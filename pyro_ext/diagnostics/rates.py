@@ -165,7 +165,7 @@ def rates(
         name: mean(torch.cat([getattr(part, name) for part in parts], 1 + layout.axis))
         for name in ("rate", "distortion")
     }
-    draws = torch.cat([part.draws for part in parts], 1)
+    draws, normals = (torch.cat([getattr(p, n) for p in parts], 1) for n in ("draws", "prior"))
     centre, variance = draws.mean(0), draws.var(0)
     count = len(draws)
     spread = (centre.var(0) - variance.mean(0) / count).clamp(min=0.0)
@@ -176,7 +176,7 @@ def rates(
         found["distortion"].total(),
         found,
         parts[0].labels,
-        _kl(centre, variance, count, parts[0].prior).mean(0),
+        _kl(centre, variance, count, normals).mean(0),
         spread,
         sliced_wasserstein(draws[0] / width, prior / width, generator),
         mmd_test(draws[0] / width, prior / width, generator),
@@ -243,7 +243,7 @@ def _normal(site: Any, density: Density, values: Tensor) -> Tensor:
 
 def _kl(centre: Tensor, variance: Tensor, count: int, prior: Tensor) -> Tensor:
     """Return KL(N(m, v) || prior), corrected for the errors of moments of ``count`` draws."""
-    loc, scale = prior[:, :1]
+    loc, scale = prior
     ratio = variance / scale**2
     excess = ((centre - loc) / scale).square() - ratio / count
     return (ratio + excess - 1 - ratio.log() - 1 / (count - 1)) / 2

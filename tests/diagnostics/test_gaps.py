@@ -218,6 +218,26 @@ def test_unused_latents_are_not_active_and_overlap():
     assert same.neighbour_overlap.min() > 0.99
 
 
+@pytest.mark.parametrize("chunk_size", [None, 8000])
+def test_kl_to_a_prior_of_each_datum(chunk_size):
+    """A prior that depends on covariates is another one in each row."""
+    covariate = torch.arange(30.0)
+
+    def model(covariate, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", pyro.distributions.Normal(covariate, 1.0))
+            pyro.sample("x", pyro.distributions.Normal(z, 1.0), obs=x)
+
+    def guide(covariate, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(covariate + 0.5, 0.5**0.5))
+
+    options = {"num_samples": 500, "chunk_size": chunk_size, "seed": 0}
+    found = rates(model, guide, covariate, covariate + 1, **options)
+    expected = kl_divergence(Normal(0.5, 0.5**0.5), Normal(torch.zeros(()), 1.0))
+    torch.testing.assert_close(found.kl, expected.expand(1), rtol=0, atol=0.05)
+
+
 def test_what_has_no_kl_in_closed_form_is_not_printed():
     def model(x):
         with pyro.plate("data", len(x)):

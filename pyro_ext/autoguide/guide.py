@@ -45,9 +45,9 @@ class PackedGuide(Cited, SummarizedGuide):
         init_scale: float,
         create_plates: Callable[..., Any] | None,
     ) -> None:
-        if not init_scale > 0:
+        if not 0 < init_scale < math.inf:
             raise ValueError(
-                f"{type(self).__name__}: expected init_scale > 0; got {init_scale}. "
+                f"{type(self).__name__}: expected a finite init_scale > 0; got {init_scale}. "
                 "Write: init_scale=0.1."
             )
         super().__init__(model, create_plates=create_plates)

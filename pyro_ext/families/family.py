@@ -21,8 +21,19 @@ def positive(raw: Tensor) -> Tensor:
 
 
 def inverse_positive(value: Tensor) -> Tensor:
-    """Return the ``raw`` for which ``positive(raw) == value``."""
-    excess = value - torch.finfo(value.dtype).eps
+    """Return the ``raw`` for which ``positive(raw) == value``.
+
+    Raises:
+        ValueError: If a value is not above the floor.
+    """
+    least = torch.finfo(value.dtype).eps
+    excess = value - least
+    if (excess <= 0).any():
+        raise ValueError(
+            f"family: expected standard deviations above {least:.2g}, the least in {value.dtype}; "
+            f"got {value.min().item():.2g}. Write: init_scale=0.1, data and priors in "
+            "torch.float64, or latents in units in which they are of the order of one."
+        )
     return excess + torch.log(-torch.expm1(-excess))
 
 

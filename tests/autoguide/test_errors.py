@@ -145,9 +145,9 @@ def test_an_encoder_whose_shape_goes_wrong_later():
 
 
 @EVERY_GUIDE
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
 def test_init_scale(build, scale):
-    with pytest.raises(ValueError, match=r"expected init_scale > 0; got .*Write: init_scale=0.1"):
+    with pytest.raises(ValueError, match=r"a finite init_scale > 0; got .*Write: init_scale=0.1"):
         type(build(local))(local, *([len] if build is amortized else []), init_scale=scale)
 
 

@@ -19,6 +19,8 @@ FAMILIES = {
     "odd householder": Householder(num_reflections=3),
 }
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+FLOORED = {name: family for name, family in FAMILIES.items() if name != "dense"}
+"""Those with a least scale; the entries of a dense S are free."""
 BATCHES = [(), (4,), (2, 3)]
 
 
@@ -192,6 +194,14 @@ def test_positive_and_its_inverse():
     torch.testing.assert_close(positive(inverse_positive(value)), value, rtol=1e-3, atol=0)
     value = torch.logspace(-3, 3, 50)
     torch.testing.assert_close(positive(inverse_positive(value)), value, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("family", FLOORED.values(), ids=FLOORED)
+def test_a_scale_below_the_least_one_raises(family):
+    loc = torch.zeros(2, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"above 1.2e-07, the least in torch.float32; got .*e-0[89]"):
+        family.initial_params(loc, torch.full_like(loc, 1e-8))
+    assert family.initial_params(loc, torch.full_like(loc, 1e-6)).isfinite().all()
 
 
 @EVERY_FAMILY

@@ -199,7 +199,7 @@ def test_positive_and_its_inverse():
 @pytest.mark.parametrize("family", FLOORED.values(), ids=FLOORED)
 def test_a_scale_below_the_least_one_raises(family):
     loc = torch.zeros(2, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"above 1.2e-07, the least in torch.float32; got .*e-0[89]"):
+    with pytest.raises(ValueError, match=r"above 1.2e-07, .*torch.float32; got .*e-0[89]"):
         family.initial_params(loc, torch.full_like(loc, 1e-8))
     assert family.initial_params(loc, torch.full_like(loc, 1e-6)).isfinite().all()
 

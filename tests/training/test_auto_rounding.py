@@ -1,4 +1,4 @@
-"""Latents that round to the edge of their support: the verdict says so."""
+"""Latents that round to the edge of their support, or are too fine for the guide's precision."""
 
 import pyro
 import pyro.distributions as dist
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import pyro_ext as px
+from pyro_ext.testing import NormalGlobal
 
 
 def at_the_edges():
@@ -35,3 +36,41 @@ def test_what_is_resolved_passes(model):
     verdict = px.fit(model, seed=0, progress=False).verdict
     assert verdict.grade != "not to be trusted"
     assert "round" not in str(verdict)
+
+
+def fitted(unit, at=0.0):
+    """Fit a mean in single precision, in other units; return the run and the exact sd."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(at, unit))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, unit), obs=x)
+
+    x = torch.linspace(-1.0, 1.0, 10)
+    sd = NormalGlobal(x).posterior()[1].sqrt().item() * unit
+    run = px.fit(model, data=(at + unit * x).float(), seed=0, progress=False)
+    return run, sd
+
+
+@pytest.fixture
+def single():
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize("unit", [1e-6, 1e-4, 1.0, 1e6])
+def test_the_guide_has_small_sds_in_single_precision(unit):
+    run, sd = fitted(unit)
+    (found,) = run.guide.get_posterior().stddev.tolist()
+    assert found == pytest.approx(sd, rel=1e-3)
+    assert run.verdict.grade == "trusted"
+
+
+@pytest.mark.usefixtures("single")
+@pytest.mark.parametrize(("unit", "at"), [(1e-8, 0.0), (1e-3, 1e5)])
+def test_what_single_precision_cannot_hold_is_not_trusted(unit, at):
+    run, _ = fitted(unit, at)
+    assert run.verdict.grade == "not to be trusted"
+    assert "torch.float32 is too coarse" in str(run.verdict)

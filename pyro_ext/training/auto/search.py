@@ -19,7 +19,7 @@ from pyro_ext.training.auto.climb import climb
 from pyro_ext.training.auto.density import Density
 from pyro_ext.training.auto.judge import Judgement, judge
 from pyro_ext.training.auto.modes import other_modes
-from pyro_ext.training.auto.rounding import rounded
+from pyro_ext.training.auto.rounding import resolved, rounded
 from pyro_ext.training.auto.run import AutoRun
 from pyro_ext.training.auto.settle import settled
 from pyro_ext.training.auto.start import MAX_DENSE, Candidate, paths, starting_points
@@ -107,9 +107,10 @@ class _Search:
                     why = f"{family}, {text}"
         modes = other_modes(self.density, normal, candidates, self.seed + 200)
         self.note("other modes", self.bound(q), modes.text)
+        guide = settled(self.density, self.args, best, q)
         return AutoRun(
             model=self.density.model,
-            guide=settled(self.density, self.args, best, q),
+            guide=guide,
             loss=ELBO(),
             args=self.args,
             losses=np.array([-attempt.elbo for attempt in self.history]),
@@ -119,7 +120,9 @@ class _Search:
             elbo_per_datum=np.array([self.bound(q)]),
             elbo_steps=np.array([len(self.history) - 1]),
             num_data=1,
-            verdict=found.verdict(modes, *rounded(self.density, found.pool)),
+            verdict=found.verdict(
+                modes, *rounded(self.density, found.pool), *resolved(q, guide.params)
+            ),
             history=tuple(self.history),
             pool=found.pool,
             density=self.density,

@@ -1,8 +1,10 @@
 """What was found, as the guide that a user gets."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.families import Family, Flow, LowRank
@@ -11,7 +13,9 @@ from pyro_ext.training.auto.affine import Affine, Map
 from pyro_ext.training.auto.bent import Bent
 from pyro_ext.training.auto.density import Density
 
-__all__ = ["settled"]
+__all__ = ["held", "settled"]
+
+_FINE = 1e4  # machine epsilons in a scale, from which on a floor of one makes no difference
 
 
 def settled(density: Density, args: tuple[Any, ...], family: Family, q: Map) -> AutoJoint:
@@ -32,6 +36,7 @@ def settled(density: Density, args: tuple[Any, ...], family: Family, q: Map) -> 
             f"fit: expected a normal; got {type(base).__name__}. Write: "
             "family=px.FullCovariance()."
         )
+    base = held(base, guide.params)
     if isinstance(shape, LowRank) and base.columns is not None:
         parts = [base.loc, inverse_positive(base.factor), base.columns.flatten()]
         params = torch.cat(parts)
@@ -43,3 +48,20 @@ def settled(density: Density, args: tuple[Any, ...], family: Family, q: Map) -> 
             network = guide.global_network
             network.load_state_dict(q.layers.state_dict())
     return guide
+
+
+def held(q: Affine, like: Tensor) -> Affine:
+    """Return a normal, in a guide's precision if its scales are near the least one there.
+
+    Args:
+        q: The normal.
+        like: The guide's parameters.
+    """
+    least = 2 * torch.finfo(like.dtype).eps
+    scale = q.factor if q.factor.dim() == 1 else q.factor.diagonal()
+    if bool((scale > _FINE * least).all()):
+        return q
+    missing = (least - scale).clamp(min=0)
+    factor = q.factor + (missing if q.factor.dim() == 1 else missing.diag())
+    columns = None if q.columns is None else q.columns.to(like)
+    return replace(q, loc=q.loc.to(like), factor=factor.to(like), columns=columns)

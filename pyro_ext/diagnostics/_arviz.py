@@ -11,7 +11,9 @@ import numpy as np
 
 from pyro_ext.diagnostics._types import Array, DataTree
 
-__all__ = ["build_tree", "effective_sizes"]
+__all__ = ["build_tree", "effective_sizes", "tree_dim", "tree_name"]
+
+_RESERVED = ("chain", "draw")
 
 
 def build_tree(
@@ -21,9 +23,7 @@ def build_tree(
     coords: Mapping[str, Any],
     attrs: Mapping[str, Any],
 ) -> DataTree:
-    """Return a tree of groups.
-
-    A ``/`` in a name, which a tree has for its groups, becomes ``::``.
+    """Return a tree of groups; see ``tree_name`` for what sites are called there.
 
     Args:
         groups: Group → variable → array, ``(chain, draw, *site)``, or ``(*site)`` of data groups.
@@ -34,21 +34,37 @@ def build_tree(
     from arviz_base import from_dict
 
     filled = {
-        group: {_name(name): values for name, values in variables.items()}
+        group: {tree_name(name): values for name, values in variables.items()}
         for group, variables in groups.items()
         if variables
     }
     return from_dict(
         filled,
-        dims={_name(name): [_name(dim) for dim in names] for name, names in dims.items()},
-        coords={_name(dim): values for dim, values in coords.items()},
+        dims={tree_name(name): [tree_dim(dim) for dim in names] for name, names in dims.items()},
+        coords={tree_dim(dim): values for dim, values in coords.items()},
         attrs={"/": {key: _storable(v) for key, v in attrs.items() if v is not None}},
     )
 
 
-def _name(site: str) -> str:
-    """Return what a site is called in a tree; ``pyro.contrib.autoname.scope`` writes a /."""
-    return site.replace("/", "::")
+def tree_name(site: str) -> str:
+    """Return what a site is called in a tree.
+
+    A ``/``, as ``pyro.contrib.autoname.scope`` writes and a tree has for its groups, is a ``::``
+    there; a site with the name of a dim that every tree has, ``draw``, is ``draw_site``.
+
+    Args:
+        site: Its name in the model.
+    """
+    return f"{site}_site" if site in _RESERVED else site.replace("/", "::")
+
+
+def tree_dim(plate: str) -> str:
+    """Return what the dim of a plate is called in a tree, such as ``draw_plate``.
+
+    Args:
+        plate: Its name in the model.
+    """
+    return f"{plate}_plate" if plate in _RESERVED else plate.replace("/", "::")
 
 
 def _storable(value: Any) -> Any:

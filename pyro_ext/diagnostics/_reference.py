@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_ext.diagnostics._arviz import effective_sizes
+from pyro_ext.diagnostics._arviz import effective_sizes, tree_name
 from pyro_ext.diagnostics._types import Array, DataTree
 from pyro_ext.diagnostics.datatree import from_draws, from_mcmc
 
@@ -94,7 +94,8 @@ def to_reference(reference: Any) -> Reference:
                 "Write: reference={'mu': (mean, sd)}."
             )
         if all(isinstance(value, tuple) and len(value) == 2 for value in reference.values()):
-            return Reference("exact", {n: _exact(n, *pair) for n, pair in reference.items()}, None)
+            moments = {tree_name(n): _exact(n, *pair) for n, pair in reference.items()}
+            return Reference("exact", moments, None)
         tree = from_draws(reference)
         count = tree["posterior"].sizes["draw"]
         if count < _MIN_DRAWS:

@@ -44,7 +44,8 @@ def to_datatree(
     ``posterior_predictive``, ``log_likelihood`` (of each observed site and element, unscaled),
     ``observed_data``, and ``sample_stats`` with ``log_p`` and ``log_q`` of each draw. There is one
     chain of independent draws: r-hat and effective sample size say nothing about them. Plates are
-    named dims. Auxiliary sites of the guide stay out.
+    named dims. Auxiliary sites of the guide stay out. A ``/`` in a name is ``::`` in the tree, and
+    what is called ``draw`` or ``chain`` is ``draw_site`` or ``draw_plate`` there.
 
     Args:
         model: A model, or what ``px.fit`` returned.

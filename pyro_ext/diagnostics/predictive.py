@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_ext._psis import k_hat, smooth
 from pyro_ext._site_log_prob import site_log_prob
 from pyro_ext.bounds import iwae
-from pyro_ext.diagnostics._arviz import build_tree
+from pyro_ext.diagnostics._arviz import build_tree, tree_dim, tree_name
 from pyro_ext.diagnostics._passes import (
     Layout,
     inspect,
@@ -100,6 +100,7 @@ def loo(
             target.model, target.guide, *target.args, predictive=False, **options, **kwargs
         )
     tree = _shown(tree, masks)
+    var_name = None if var_name is None else tree_name(var_name)
     _check_var_name(tree, var_name)
     stats = tree["sample_stats"]
     joint = k_hat(torch.as_tensor((stats["log_p"] - stats["log_q"]).values).flatten())
@@ -299,14 +300,14 @@ def _outside(weights: LogWeights, count: int) -> Iterator[tuple[str, Tensor, lis
 
 
 def _masks(target: Target) -> dict[str, tuple[Array, tuple[str, ...]]]:
-    """Return which elements of each observed site count, where some do not, and their plates."""
+    """Return which elements of each observed site count, where some do not, and their dims."""
     weights = log_weights(target.model, target.guide, *target.args, **target.kwargs)
     found = {}
     for name, site in sample_sites(weights.model_trace):
         mask = site["mask"]
         if site["is_observed"] and isinstance(mask, Tensor) and not mask.all():
             values, plates = aligned(site, mask, 0, weights.max_plate_nesting, 1)
-            found[name] = values[0].cpu().numpy(), plates
+            found[tree_name(name)] = values[0].cpu().numpy(), tuple(map(tree_dim, plates))
     return found
 
 
@@ -335,14 +336,14 @@ def _shown(tree: DataTree, masks: dict[str, tuple[Array, tuple[str, ...]]]) -> D
     kept: dict[str, Any] = {}
     for name, values in tree["log_likelihood"].data_vars.items():
         dims = values.dims[2:]
-        sites = [masks.get(site) for site in str(name).split("+")]
+        sites = [masks.get(s) for s in ([name] if name in masks else str(name).split("+"))]
         if not dims or None in sites:  # one of the data of an element counts in full
             kept[str(name)] = values
             continue
         shown = np.zeros([values.sizes[dim] for dim in dims], dtype=bool)
-        for mask, plates in filter(None, sites):
-            one = DataArray(mask, dims=plates)
-            shown |= one.any([d for d in plates if d not in dims]).transpose(*dims).values
+        for mask, own in filter(None, sites):
+            one = DataArray(mask, dims=own)
+            shown |= one.any([d for d in own if d not in dims]).transpose(*dims).values
         rows = f"{name}_shown"
         if len(dims) == 1:
             kept[str(name)] = values.isel({dims[0]: shown}).rename({dims[0]: rows})

@@ -145,3 +145,42 @@ def test_names_of_scopes(tmp_path):
     tree.to_netcdf(tmp_path / "tree.nc")
     assert px.distances(tree, tree).marginals.worst_mean_error == 0
     assert px.loo(model, guide, x, num_samples=200, seed=0).n_data_points == 5
+
+
+def mean_of(name, mean="mu", plate="data"):
+    """A mean, masked data of it, and its exact posterior, under any names."""
+
+    def model(x, mask):
+        mu = pyro.sample(mean, dist.Normal(0.0, 1.0))
+        with pyro.plate(plate, len(x)), pyro.poutine.mask(mask=mask):
+            pyro.sample(name, dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x, mask):
+        precision = 1 + mask.sum()
+        pyro.sample(mean, dist.Normal((x * mask).sum() / precision, precision**-0.5))
+
+    return model, guide
+
+
+X, MASK = torch.tensor([9.0, -1.0, 0.5, 2.0, 1.0, 0.0]), torch.arange(6) > 0
+
+
+@pytest.mark.parametrize(
+    "names", [("top/x",), ("a+b",), ("x", "mu", "top/data"), ("x", "draw", "chain")]
+)
+def test_names_change_no_number(names):
+    options = {"num_samples": 500, "seed": 0}
+    usual, other = (px.loo(*mean_of(*n), X, MASK, **options) for n in (("x",), names))
+    assert other.n_data_points == usual.n_data_points == 5
+    assert (other.elpd, other.se) == (usual.elpd, usual.se)
+    assert px.loo(*mean_of(*names), X, MASK, var_name=names[0], **options).elpd == usual.elpd
+
+
+def test_names_of_the_dims_of_every_tree():
+    tree = px.to_datatree(*mean_of("x", "draw", "chain"), X, MASK, num_samples=30, seed=0)
+    assert tree["posterior"]["draw_site"].dims == ("chain", "draw")
+    assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "chain_plate")
+    usual = px.to_datatree(*mean_of("x"), X, MASK, num_samples=30, seed=0)
+    drawn = px.importance_resample(tree)["posterior"]["draw_site"].values
+    assert (drawn == px.importance_resample(usual)["posterior"]["mu"].values).all()
+    assert px.distances({"draw": drawn[0]}, {"draw": (0.5, 1.0)}).marginals.labels == ["draw_site"]

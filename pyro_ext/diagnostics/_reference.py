@@ -18,6 +18,7 @@ __all__ = [
     "Reference",
     "distance",
     "draws_at",
+    "is_markov",
     "moments_of",
     "places_of",
     "to_reference",
@@ -72,7 +73,8 @@ class Distance:
     @property
     def worst_sd_ratio(self) -> float:
         """The sd ratio that is furthest from 1, as a factor."""
-        return float(self.sd_ratio[np.abs(np.log(self.sd_ratio)).argmax()])
+        with np.errstate(divide="ignore"):
+            return float(self.sd_ratio[np.abs(np.log(self.sd_ratio)).argmax()])
 
 
 def to_reference(reference: Any) -> Reference:
@@ -154,8 +156,7 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
     for name in shared:
         chains = np.asarray(group[name].values, dtype=float)
         draws = chains.reshape(-1, *chains.shape[2:])
-        markov = len(chains) > 1 or posterior.attrs.get("inference_method") == "MCMC"
-        size = effective_sizes(chains) if markov else len(draws)
+        size = effective_sizes(chains) if is_markov(posterior) else len(draws)
         right = reference.moments[name]
         if draws.shape[1:] != right.mean.shape:
             raise ValueError(
@@ -181,17 +182,29 @@ def distance(posterior: DataTree, reference: Reference) -> Distance:
     return Distance(labels, errors, ratios, noises)
 
 
-def places_of(tree: DataTree) -> dict[str, Place]:
-    """Return the place of each scalar of the group ``posterior`` by its name.
+def places_of(tree: DataTree) -> list[tuple[str, Place]]:
+    """Return name and place of each scalar of the group ``posterior``.
+
+    Two may have one name, where values along a dim repeat.
 
     Args:
         tree: The draws.
     """
-    return {
-        label: (str(name), index)
+    return [
+        (label, (str(name), index))
         for name, variable in tree["posterior"].data_vars.items()
         for index, label in enumerate(_labels_of(variable))
-    }
+    ]
+
+
+def is_markov(tree: DataTree) -> bool:
+    """Tell whether draws come from Markov chains, and not independently from a guide.
+
+    Args:
+        tree: The draws.
+    """
+    chains = int(tree["posterior"].sizes["chain"])
+    return chains > 1 or tree.attrs.get("inference_method") == "MCMC"
 
 
 def draws_at(tree: DataTree, places: Sequence[Place]) -> Array:

@@ -240,8 +240,8 @@ def rank_ecdf(results: Mapping[str, Result]) -> Figure:
 
 def _shared(trees: Sequence[DataTree]) -> tuple[list[str], list[Place]]:
     """Return the scalars that all trees have: their names in the first, and their places."""
-    others = [set(places_of(tree).values()) for tree in trees[1:]]
-    known = places_of(trees[0]).items()
+    others = [{at for _, at in places_of(tree)} for tree in trees[1:]]
+    known = places_of(trees[0])
     shared = [(n, at) for n, at in known if all(at in other for other in others)][:_MOST_SCALARS]
     return [label for label, _ in shared], [place for _, place in shared]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_ext.diagnostics._distances import (
     TwoSample,
@@ -15,9 +16,12 @@ from pyro_ext.diagnostics._distances import (
 )
 from pyro_ext.diagnostics._reference import (
     Distance,
+    Moments,
     Reference,
     distance,
     draws_at,
+    is_markov,
+    moments_of,
     places_of,
     to_reference,
 )
@@ -137,14 +141,14 @@ def measure(tree: DataTree, reference: Reference, seed: int) -> Distances:
     marginals = distance(tree, reference)
     if reference.tree is None:
         return Distances(marginals, None, None, None, None, None)
-    sizes = [moments.size.min() for moments in reference.moments.values()]
-    known = places_of(tree)
-    places = [known[label] for label in marginals.labels]
+    varies = {name: (known.sd > 0).reshape(-1) for name, known in reference.moments.items()}
+    places = [(n, i) for _, (n, i) in places_of(tree) if n in varies and varies[n][i]]
     left, right = (
         torch.from_numpy(draws_at(source, places)).T for source in (tree, reference.tree)
     )
-    effective = int(min(len(right), max(_MIN_DRAWS, min(sizes))))
-    right = right[torch.linspace(0, len(right) - 1, effective).long()]
+    if is_markov(tree):
+        left = _thinned(left, moments_of(tree))
+    right = _thinned(right, reference.moments)
     centre, width = right.mean(0), right.std(0).clamp(min=1e-300)
     left, right = (left - centre) / width, (right - centre) / width
     generator = torch.Generator().manual_seed(seed)
@@ -157,6 +161,13 @@ def measure(tree: DataTree, reference: Reference, seed: int) -> Distances:
         classifier_test(left, right, generator),
         ecdf_difference(left, right),
     )
+
+
+def _thinned(draws: Tensor, moments: dict[str, Moments]) -> Tensor:
+    """Return as many evenly spaced draws as the mean of any variable is worth."""
+    least = min(known.size.min() for known in moments.values())
+    effective = int(min(len(draws), max(_MIN_DRAWS, least)))
+    return draws[torch.linspace(0, len(draws) - 1, effective).long()]
 
 
 def _tree(posterior: Any, num_samples: int, seed: int) -> DataTree:

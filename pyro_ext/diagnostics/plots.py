@@ -135,9 +135,10 @@ def forest(results: Mapping[str, Result], reference: Reference | None) -> Figure
     chosen, total = _chosen(results)
     if reference is None or not chosen:
         return None
+    known = dict(places_of(next(iter(results.values())).tree))
     panels: dict[str, list[str]] = {}
     for label in chosen:
-        panels.setdefault(label.partition("[")[0], []).append(label)
+        panels.setdefault(known[label][0], []).append(label)
     count = len(results) + 1
     height = 0.1 + 0.075 * count
     from matplotlib.figure import Figure as NewFigure
@@ -154,7 +155,7 @@ def forest(results: Mapping[str, Result], reference: Reference | None) -> Figure
         ends: list[Array] = []
         for position, (name, result, paint, marker) in enumerate(sources):
             rows = np.arange(len(labels)) + 0.8 * ((position + 0.5) / count - 0.5)
-            places = _places(results, labels)
+            places = [known[label][1] for label in labels]
             tree = reference.tree if result is None else result.tree
             mean, low, high = _interval(tree, reference, variable, places)
             ends.append(np.concatenate([low, high]))
@@ -256,12 +257,6 @@ def _chosen(results: Mapping[str, Result]) -> tuple[list[str], int]:
     labels = [label for label in far[0] if all(label in one for one in far)] if far else []
     furthest = sorted(labels, key=lambda label: -max(one[label] for one in far))[:_MAX_SCALARS]
     return [label for label in labels if label in set(furthest)], len(labels)
-
-
-def _places(results: Mapping[str, Result], labels: list[str]) -> list[int]:
-    """Return where the labels lie in their flattened variable."""
-    place = places_of(next(iter(results.values())).tree)
-    return [place[label][1] for label in labels]
 
 
 def _interval(

@@ -361,3 +361,15 @@ def test_leaves_the_random_state():
 def test_bad_input_raises(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_figures_of_sites_with_an_index_in_their_names():
+    def model(x):
+        pair = [pyro.sample(f"mu[{i}]", dist.Normal(0.0, 1.0)) for i in range(2)]
+        pyro.sample("x", dist.Normal(sum(pair), 1.0), obs=x)
+
+    guide = px.AutoJoint(model)
+    run = px.fit(model, guide, data=torch.tensor(1.0), num_steps=5, seed=0)
+    exact = {f"mu[{i}]": (torch.tensor(1 / 3), torch.tensor(2 / 3).sqrt()) for i in range(2)}
+    figures = compare({"mean field": run}, reference=exact, num_samples=100).figures
+    assert len(figures["forest"].axes) == 2

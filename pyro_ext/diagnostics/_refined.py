@@ -10,6 +10,7 @@ import pyro
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
+from pyro_ext.autoguide import AutoSemiAmortized
 from pyro_ext.autoguide.encoder import EncoderGuide
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.autoguide.start import start_at_encoder
@@ -21,9 +22,12 @@ __all__ = ["refined"]
 
 _PARTICLES = 8
 _RATE = 0.05
+_OF_DATA = ("global_params", "global_network", "delta")
 
 
-def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, float]:
+def refined(
+    owner: str, target: Target, num_steps: int, *, with_encoder: bool = False
+) -> tuple[PackedGuide, float]:
     """Return a guide with free parameters, fitted from where the target's guide is.
 
     Of a guide with an encoder what datapoints share stays as it is.
@@ -32,6 +36,8 @@ def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, fl
         owner: Name of the diagnostic, for messages.
         target: Model, guide and arguments.
         num_steps: Steps of Adam, its rate falling to 0 on a cosine.
+        with_encoder: Whether a guide with an encoder keeps that as it is, and what is fitted are
+            the parameters of globals and the corrections δ, which are of other data.
 
     Returns:
         The guide, and the seconds that its fit took.
@@ -46,9 +52,11 @@ def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, fl
             f"each datum; got {type(guide).__name__}. Write: "
             f"px.{owner}(model, px.AutoAmortized(model, encoder), x)."
         )
-    if isinstance(guide, EncoderGuide):
+    if isinstance(guide, EncoderGuide) and with_encoder:
+        start: PackedGuide = _without_data(guide)
+    elif isinstance(guide, EncoderGuide):
         with pyro.poutine.block():
-            start: PackedGuide = start_at_encoder(guide, *args, **kwargs)
+            start = start_at_encoder(guide, *args, **kwargs)
     else:
         guide.setup(*args, **kwargs)
         start = copy.deepcopy(guide)
@@ -69,6 +77,17 @@ def refined(owner: str, target: Target, num_steps: int) -> tuple[PackedGuide, fl
             seed=0,
         )
     return start, run.seconds
+
+
+def _without_data(guide: EncoderGuide) -> EncoderGuide:
+    """Return a copy with the networks held, and the parameters that were fitted to data free."""
+    new = copy.deepcopy(guide)
+    for name, param in new.named_parameters():
+        param.requires_grad_(name.partition(".")[0] in _OF_DATA)
+    if isinstance(new, AutoSemiAmortized):
+        with torch.no_grad():
+            new.delta.zero_()
+    return new
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Simulation-based calibration: are a guide's intervals right on data from the model itself?"""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint
+from pyro_ext.autoguide import AutoAmortized, AutoJoint, AutoPerDatapoint, AutoSemiAmortized
 from pyro_ext.diagnostics._arviz import build_tree
 from pyro_ext.diagnostics._passes import inspect, progress
 from pyro_ext.diagnostics._refined import refined
@@ -128,8 +129,9 @@ def sbc(
 
     An amortized guide, or any function of the data, is called with the simulated data as it is;
     with latents of datapoints only, every datapoint is a simulation of its own, so that one fit is
-    checked on thousands. The free parameters of ``AutoJoint`` and ``AutoPerDatapoint`` are fitted
-    anew to each data set, from where the guide is.
+    checked on thousands. The free parameters of the other automatic guides are fitted anew to each
+    data set, from where the guide is. ``AutoAmortized`` with global latents, whose parameters are
+    of the data that it was fitted to, wants a ``refit``: a warning says so.
 
     Args:
         model: A model, or what ``px.fit`` returned.
@@ -163,10 +165,12 @@ def sbc(
             f"{num_draws}. Write: num_simulations=200, num_draws=99."
         )
     target = resolve("sbc", model, guide, args, kwargs)
-    free = isinstance(target.guide, AutoJoint | AutoPerDatapoint)
+    free = isinstance(target.guide, AutoJoint | AutoPerDatapoint | AutoSemiAmortized)
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
+        if refit is None:
+            _warn_of_globals(target.guide)
         by_row = layout.only_locals
         sets, done = 0, 0
         with progress(num_simulations, "calibration") as bar:
@@ -179,7 +183,7 @@ def sbc(
                 elif free:
                     with torch.enable_grad():
                         again = replace(target, args=drawn.args, kwargs=drawn.kwargs)
-                        fitted, _ = refined("sbc", again, num_steps)
+                        fitted, _ = refined("sbc", again, num_steps, with_encoder=True)
                 weights = log_weights(
                     target.model,
                     fitted,
@@ -197,6 +201,18 @@ def sbc(
     pit = {name: torch.cat([p for p, _ in found]).numpy() for name, found in parts.items()}
     scores = {name: torch.cat([s for _, s in found]).numpy() for name, found in parts.items()}
     return Calibration(pit, scores, num_draws, sets if free or refit is not None else 0)
+
+
+def _warn_of_globals(guide: Any) -> None:
+    if isinstance(guide, AutoAmortized) and len(guide.groups) > 1:
+        names = [site.name for site in guide.groups[0].packing.sites]
+        warnings.warn(
+            f"sbc: expected a guide that is a function of the data; got AutoAmortized with global "
+            f"latents {names}, whose parameters are of the data that it was fitted to: of others "
+            "its ranks are off. Write: refit=lambda *data: px.fit(model, guide_of(), loss, data, "
+            "optim, num_steps=1000).guide, with a new guide for each.",
+            stacklevel=3,
+        )
 
 
 def _rank(draws: Tensor, truth: Tensor, *, by_row: bool) -> tuple[Tensor, Tensor]:

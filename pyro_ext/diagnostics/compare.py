@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint
+from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint, AutoSemiAmortized
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.diagnostics._passes import inspect, points_of, progress
 from pyro_ext.diagnostics._reference import distance, to_reference
@@ -172,7 +172,7 @@ def _held_out(name: str, run: Fitted, held_out: Any, settings: dict[str, Any]) -
         if name not in held_out:
             return None
         return bounds_of(resolve("compare", held_out[name]), **settings)
-    if isinstance(run.guide, AutoJoint | AutoPerDatapoint):
+    if isinstance(run.guide, AutoJoint | AutoPerDatapoint | AutoSemiAmortized):
         return None
     return bounds_of(resolve("compare", run.model, run.guide, arguments(held_out)), **settings)
 

@@ -9,7 +9,7 @@ from torch.distributions import Normal
 
 import pyro_ext as px
 from pyro_ext.diagnostics import sbc
-from pyro_ext.testing import NormalGlobal, NormalLocal
+from pyro_ext.testing import NormalGlobal, NormalHierarchy, NormalLocal
 
 EXACT = NormalLocal(torch.zeros(250), scale=0.7)
 NORMAL = Normal(0.0, 1.0)
@@ -101,6 +101,28 @@ def test_free_parameters_are_fitted_anew():
     # Without the new fits the guide's own answer would be tens of sds from the truth.
     assert abs(found.scores["w"]).mean() < 3
     torch.testing.assert_close(guide.params.detach(), before, rtol=0, atol=0)
+
+
+def test_corrections_of_an_encoder_are_fitted_anew():
+    """They are those of the data that the guide was fitted to."""
+    exact = NormalLocal.simulate(40)
+    guide = px.AutoSemiAmortized(exact.model, lambda x: x.unsqueeze(-1))
+    px.fit(exact.model, guide, px.ELBO(), exact.x, num_steps=300, seed=0)
+    delta = guide.delta.detach().clone()
+    assert delta.abs().max() > 0.3
+    found = sbc(exact.model, guide, exact.x, num_simulations=200, seed=0)
+    assert found.refits == 5
+    assert found.p_value > 1e-4
+    assert (guide.delta == delta).all()
+
+
+def test_globals_of_an_amortized_guide_are_of_other_data():
+    exact = NormalHierarchy.simulate(5)
+    guide = px.AutoAmortized(exact.model, lambda x: x.unsqueeze(-1))
+    options = {"num_simulations": 2, "seed": 0}
+    with pytest.warns(UserWarning, match=r"a function of the data; got .*\['mu'\].*refit="):
+        sbc(exact.model, guide, exact.x, **options)
+    sbc(exact.model, guide, exact.x, refit=lambda x: NormalHierarchy(x).guide, **options)
 
 
 def test_a_refit_of_ones_own():

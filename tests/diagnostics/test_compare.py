@@ -373,3 +373,16 @@ def test_figures_of_sites_with_an_index_in_their_names():
     exact = {f"mu[{i}]": (torch.tensor(1 / 3), torch.tensor(2 / 3).sqrt()) for i in range(2)}
     figures = compare({"mean field": run}, reference=exact, num_samples=100).figures
     assert len(figures["forest"].axes) == 2
+
+
+def test_corrections_of_an_encoder_say_nothing_about_held_out_data():
+    exact = NormalLocal.simulate(6)
+    runs = {
+        kind.__name__: px.fit(
+            exact.model, kind(exact.model, lambda x: x.unsqueeze(-1)), data=exact.x, num_steps=5
+        )
+        for kind in (px.AutoAmortized, px.AutoSemiAmortized)
+    }
+    for size in (6, 4):  # as many data as the guide has corrections for, and others
+        table = compare(runs, held_out=torch.randn(size), num_samples=50).table
+        assert list(table["held-out ELBO"].isna()) == [False, True]

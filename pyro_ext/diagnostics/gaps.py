@@ -222,9 +222,8 @@ def _weights(target: Target, layout: Layout, num: int, chunk_size: int | None) -
 
 
 def _known(log_evidence: Elements | Tensor | float, star: Tensor) -> Elements:
-    if isinstance(log_evidence, Elements):
-        return log_evidence
-    value = torch.as_tensor(log_evidence, dtype=star.dtype).detach().cpu()
+    known = log_evidence.value if isinstance(log_evidence, Elements) else log_evidence
+    value = torch.as_tensor(known, dtype=star.dtype).detach().cpu()
     if value.shape != star.shape[1:]:
         raise ValueError(
             f"gaps: expected log_evidence of shape {tuple(star.shape[1:])}, one for each "
@@ -235,4 +234,6 @@ def _known(log_evidence: Elements | Tensor | float, star: Tensor) -> Elements:
             f"gaps: expected a finite log_evidence; got {int((~value.isfinite()).sum())} of "
             f"{value.numel()} that are not. Write: px.gaps(run), which estimates it."
         )
+    if isinstance(log_evidence, Elements):
+        return log_evidence
     return Elements(value, torch.zeros_like(value))

@@ -12,6 +12,7 @@ import pyro_ext as px
 from helpers import assert_mean
 from models.linear_gaussian import LinearGaussian, data
 from pyro_ext.diagnostics import gaps, rates
+from pyro_ext.diagnostics._estimates import Elements
 
 MODEL = LinearGaussian.random(num_features=8, latent_dim=2)
 X = data(30, model=MODEL)
@@ -166,6 +167,9 @@ def test_gaps_need_an_automatic_guide():
 def test_an_evidence_of_another_shape_raises(guide):
     with pytest.raises(ValueError, match=r"shape \(30,\).*got \(3,\)"):
         gaps(MODEL, guide, X, log_evidence=torch.zeros(3), num_samples=100, num_steps=1)
+    one = Elements(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"shape \(30,\).*got \(1,\)"):
+        gaps(MODEL, guide, X, log_evidence=one, num_samples=100, num_steps=1)
 
 
 def posterior_guide(x):

@@ -50,6 +50,7 @@ class Layout:
         plates: The plates that the model subsamples.
         has_globals: Whether there are latents outside the data plates.
         has_locals: Whether each datapoint has a weight of its own.
+        sets: The plates of each independent set of datapoints.
     """
 
     names: tuple[str, ...]
@@ -60,6 +61,7 @@ class Layout:
     plates: WholePlates
     has_globals: bool
     has_locals: bool = True
+    sets: tuple[tuple[str, ...], ...] = ()
 
     @property
     def only_locals(self) -> bool:
@@ -91,13 +93,14 @@ def inspect(target: Target, plates: WholePlates) -> Layout:
     largest = max(site["value"].numel() for trace in traces for _, site in sample_sites(trace))
     local = [term for term in weights.terms if term.plates]
     has_globals = len(local) < len(weights.terms)
+    sets = tuple(term.plates for term in local)
     if not local:
         return Layout((), 0, 1, None, largest, plates, has_globals=has_globals, has_locals=False)
     if len(local) > 1:
         size = sum(term.log_p[0].numel() for term in local)
         name = "+".join(",".join(term.plates) for term in local)
         width = math.ceil(largest / size)
-        return Layout((name,), 0, size, None, width, plates, has_globals=has_globals)
+        return Layout((name,), 0, size, None, width, plates, has_globals=has_globals, sets=sets)
     names, shape = local[0].plates, local[0].log_p.shape[1:]
     axis = _row_axis(target, names, tuple(shape))
     size, rows = shape[axis], None
@@ -106,7 +109,7 @@ def inspect(target: Target, plates: WholePlates) -> Layout:
     elif any(has_rows(value, size) for value in (*target.args, *target.kwargs.values())):
         rows = "sliced"
     width = math.ceil(largest / size)
-    layout = Layout(names, axis, size, rows, width, plates, has_globals=has_globals)
+    layout = Layout(names, axis, size, rows, width, plates, has_globals=has_globals, sets=sets)
     if rows is not None and not _rows_can_be_cut(target, layout, weights):
         return replace(layout, rows=None)
     return layout

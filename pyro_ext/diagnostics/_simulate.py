@@ -59,7 +59,8 @@ def simulate(owner: str, target: Target) -> Simulated:
                 f"def model(x, ...): ... pyro.sample('{name}', ..., obs=x)."
             )
         for place in places:
-            values[place] = sites[name]["value"].detach().to(data.dtype)
+            new = sites[name]["value"].detach().to(data.dtype)
+            values[place] = new.reshape(data.shape) if new.numel() == data.numel() else new
     latents = {
         name: site["value"].detach()
         for name, site in sites.items()

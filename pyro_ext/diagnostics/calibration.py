@@ -17,6 +17,7 @@ from pyro_ext.diagnostics._refined import refined
 from pyro_ext.diagnostics._simulate import simulate
 from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
 from pyro_ext.diagnostics._types import Array, DataFrame, DataTree
+from pyro_ext.structure import plate_frames
 from pyro_ext.weights import log_weights
 
 __all__ = ["Calibration", "sbc"]
@@ -171,7 +172,7 @@ def sbc(
         layout = inspect(target, plates)
         if refit is None:
             _warn_of_globals(target.guide)
-        by_row = layout.only_locals
+        of_rows = layout.sets if layout.only_locals else None
         sets, done = 0, 0
         with progress(num_simulations, "calibration") as bar:
             while done < num_simulations:
@@ -193,7 +194,8 @@ def sbc(
                     **drawn.kwargs,
                 )
                 for name, truth in drawn.latents.items():
-                    ranks = _rank(weights.latents[name], truth, by_row=by_row)
+                    site = weights.model_trace.nodes[name]
+                    ranks = _rank(weights.latents[name], truth, _row_axes(site, of_rows))
                     parts.setdefault(name, []).append(ranks)
                 before, sets = done, sets + 1
                 done = min(sum(len(pit) for pit, _ in found) for found in parts.values())
@@ -215,16 +217,29 @@ def _warn_of_globals(guide: Any) -> None:
         )
 
 
-def _rank(draws: Tensor, truth: Tensor, *, by_row: bool) -> tuple[Tensor, Tensor]:
+def _row_axes(site: Any, sets: tuple[tuple[str, ...], ...] | None) -> list[int] | None:
+    """Return the axes of a site's value along which datapoints lie; None if all are one."""
+    if sets is None:
+        return None
+    dims = {frame.name: frame.dim for frame in plate_frames(site)}
+    (own,) = (plates for plates in sets if dims.keys() & set(plates))
+    return [dims[plate] - min(dims.values()) for plate in own]
+
+
+def _rank(draws: Tensor, truth: Tensor, axes: list[int] | None) -> tuple[Tensor, Tensor]:
     """Return the randomized share of draws below the truth, and its standard score, by row."""
     truth = truth.reshape(draws.shape[1:])
     rank, ties = (draws < truth).sum(0).double(), (draws == truth).sum(0)
     pit = (rank + torch.rand_like(rank) * (ties + 1)) / (len(draws) + 1)
     draws, truth = draws.double(), truth.double()
     score = ((truth - draws.mean(0)) / draws.std(0)).nan_to_num(0.0)  # 0 / 0 where all are alike
-    if not by_row:
-        pit, score = pit.unsqueeze(0), score.unsqueeze(0)
-    return pit.cpu(), score.double().cpu()
+    return _by_row(pit.cpu(), axes), _by_row(score.cpu(), axes)
+
+
+def _by_row(values: Tensor, axes: list[int] | None) -> Tensor:
+    if axes is None:
+        return values.unsqueeze(0)
+    return values.movedim(axes, list(range(len(axes)))).flatten(0, len(axes) - 1)
 
 
 def _row(pit: Array, scores: Array, level: float) -> dict[str, Any]:

@@ -77,6 +77,32 @@ def test_p_values_are_calibrated():
     assert sum(p <= 0.1 for p in p_values) <= binom.isf(1e-6, 60, 0.1)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_data_are_the_simulations_wherever_their_plate_lies(inside):
+    """The plate of three latents a datum is on the left: its elements depend on each other."""
+
+    def model(x):
+        with pyro.plate("data", x.shape[-1], dim=-1):
+            with pyro.plate("parts", 3, dim=-2):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                if inside:
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            if not inside:
+                pyro.sample("x", dist.Normal(z.sum(-2, keepdim=True), 1.0), obs=x)
+
+    x = torch.zeros((3, 40) if inside else 40)
+
+    def exact(x):
+        with pyro.plate("data", x.shape[-1], dim=-1), pyro.plate("parts", 3, dim=-2):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    guide = px.AutoAmortized(model, lambda x: x.reshape(-1, 40).T, plate="data")
+    found = sbc(model, exact if inside else guide, x, num_simulations=100, seed=0)
+    # Where they do not, every element is a datum.
+    assert found.pit["z"].shape == ((120,) if inside else (120, 3))
+    assert not inside or found.p_value > 1e-4
+
+
 def test_ranks_of_global_latents_are_one_per_data_set():
     exact = NormalGlobal(torch.zeros(5))
 

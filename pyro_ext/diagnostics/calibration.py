@@ -232,7 +232,8 @@ def _rank(draws: Tensor, truth: Tensor, axes: list[int] | None) -> tuple[Tensor,
     rank, ties = (draws < truth).sum(0).double(), (draws == truth).sum(0)
     pit = (rank + torch.rand_like(rank) * (ties + 1)) / (len(draws) + 1)
     draws, truth = draws.double(), truth.double()
-    score = ((truth - draws.mean(0)) / draws.std(0)).nan_to_num(0.0)  # 0 / 0 where all are alike
+    score = (truth - draws.mean(0)) / draws.std(0)
+    score = score.nan_to_num(0.0, math.inf, -math.inf)  # 0 / 0 where all are alike
     return _by_row(pit.cpu(), axes), _by_row(score.cpu(), axes)
 
 
@@ -255,7 +256,8 @@ def _row(pit: Array, scores: Array, level: float) -> dict[str, Any]:
         faults = []
         if place.pvalue <= _LEVEL and abs(pit.mean() - 0.5) > 2 * (len(pit) * 12) ** -0.5:
             faults.append("too low" if pit.mean() > 0.5 else "too high")
-        spread = np.log(scores.std())
+        # A guide at a point is surer than any other.
+        spread = np.log(scores.std()) if np.isfinite(scores).all() else math.inf
         if width.pvalue <= _LEVEL and abs(spread) > 3 * (2 * len(scores)) ** -0.5:
             faults.append("too narrow" if spread > 0 else "too wide")
         found["fault"] = " and ".join(faults) or "of the wrong shape"

@@ -55,6 +55,18 @@ def test_faults_are_named(factor, shift, fault):
     assert fault in str(found)
 
 
+@pytest.mark.filterwarnings("ignore:the guide has .* at a point")
+def test_a_guide_at_a_point_is_too_narrow():
+    exact = NormalGlobal(torch.zeros(5))
+
+    def guide(x):
+        pyro.sample("mu", dist.Delta(x.sum() / 6))
+
+    found = sbc(exact.model, guide, exact.x, num_simulations=200, seed=0)
+    assert found.verdict == "not calibrated: mu is too narrow"
+    assert found.table.loc["mu", "coverage 95%"] == 0
+
+
 def test_table_and_verdict_agree():
     """Of a hundred calibrated scalars one has a p-value below 0.01."""
     ranks = (np.arange(50) + 0.5) / 50

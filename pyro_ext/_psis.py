@@ -129,7 +129,7 @@ def smooth(log_weights: Tensor) -> tuple[KHat, Tensor]:
             f"k_hat: expected log weights as a tensor of floating-point numbers; got {what}. "
             "Write: torch.as_tensor(log_weights, dtype=torch.float64)."
         )
-    num = log_weights.shape[0]
+    num = len(log_weights) if log_weights.dim() else 1
     if num < MIN_DRAWS:
         raise ValueError(
             f"k_hat: expected at least {MIN_DRAWS} particles in the first dim; got shape "

@@ -17,6 +17,7 @@ from pyro_ext._progress import hidden
 from pyro_ext.diagnostics._target import Target, WholePlates
 from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import is_delta, sample_sites
+from pyro_ext.training.checks import whole
 from pyro_ext.weights import LogWeights, log_weights
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "points_of",
     "progress",
     "sizes_of_passes",
+    "wholes",
 ]
 
 _SCALARS = 2**22
@@ -299,8 +301,21 @@ def _rows_can_be_cut(target: Target, layout: Layout, whole: LogWeights) -> bool:
     )
 
 
-def check_draws(owner: str, num_samples: int, least: int) -> None:
-    """Raise if there are too few draws.
+def wholes(owner: str, **numbers: Any) -> list[int]:
+    """Return numbers of draws, chains or the like as ints, ``1e4`` and NumPy's, too.
+
+    Args:
+        owner: Name of the diagnostic, for messages.
+        **numbers: The numbers by name.
+
+    Raises:
+        TypeError: If one is no whole number.
+    """
+    return [whole(n, name, write=f"{name}=100", owner=owner) for name, n in numbers.items()]
+
+
+def check_draws(owner: str, num_samples: int, least: int) -> int:
+    """Return the number of draws as an int.
 
     Args:
         owner: Name of the diagnostic, for messages.
@@ -310,11 +325,13 @@ def check_draws(owner: str, num_samples: int, least: int) -> None:
     Raises:
         ValueError: If they are fewer.
     """
+    (num_samples,) = wholes(owner, num_samples=num_samples)
     if num_samples < least:
         raise ValueError(
             f"{owner}: expected num_samples >= {least}; got {num_samples}. Write: "
             "num_samples=1000."
         )
+    return num_samples
 
 
 def pairs_per_pass(layout: Layout, chunk_size: int | None) -> int:
@@ -329,6 +346,7 @@ def pairs_per_pass(layout: Layout, chunk_size: int | None) -> int:
     """
     if chunk_size is None:
         return max(1, _SCALARS // layout.width)
+    (chunk_size,) = wholes("diagnostics", chunk_size=chunk_size)
     if chunk_size < 1:
         raise ValueError(
             "diagnostics: expected chunk_size >= 1, the (draw, row) pairs at a time; got "

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from pyro_ext._checks import Pair
 from pyro_ext._modules import evaluated
+from pyro_ext.training.checks import whole
 from pyro_ext.training.compiled.walk import in_sight
 
 __all__ = ["Fitted", "Target", "WholePlates", "resolve", "undisturbed"]
@@ -116,6 +117,8 @@ def undisturbed(target: Target, seed: int | None) -> Iterator["WholePlates"]:
     Yields:
         Which plates are subsampled, and how many of their elements to show.
     """
+    if seed is not None:
+        seed = whole(seed, "seed", write="seed=0", owner="diagnostics")
     store = pyro.get_param_store()
     state = pyro.util.get_rng_state()
     with ExitStack() as stack:

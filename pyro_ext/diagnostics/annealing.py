@@ -21,6 +21,7 @@ from pyro_ext.diagnostics._passes import (
     pairs_per_pass,
     progress,
     sizes_of_passes,
+    wholes,
 )
 from pyro_ext.diagnostics._simulate import Simulated, drawable, simulate
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
@@ -149,7 +150,9 @@ def ais(
         >>> round(found.lower.value, 3), round(exact.log_evidence().item(), 3)
         (-3.531, -3.531)
     """
-    _check("ais", num_chains, num_temperatures, num_leapfrog)
+    num_chains, num_temperatures, num_leapfrog = _checked(
+        "ais", num_chains, num_temperatures, num_leapfrog
+    )
     target = _with_start("ais", resolve("ais", model, guide, args, kwargs), start)
     settings = (num_chains, num_temperatures, num_leapfrog, chunk_size)
     with undisturbed(target, seed) as plates:
@@ -206,7 +209,9 @@ def bdmc(
         >>> found.lower.value < found.upper.value
         True
     """
-    _check("bdmc", num_chains, num_temperatures, num_leapfrog)
+    num_chains, num_temperatures, num_leapfrog = _checked(
+        "bdmc", num_chains, num_temperatures, num_leapfrog
+    )
     real = resolve("bdmc", model, guide, args, kwargs)
     settings = (num_chains, num_temperatures, num_leapfrog, chunk_size)
     with undisturbed(real, seed) as plates:
@@ -311,10 +316,19 @@ def _rows(point: Point, density: Density, axis: int, chunk: Tensor) -> Point:
     return {n: v.index_select(dim, chunk.to(v.device)) for n, v in point.items()}
 
 
-def _check(owner: str, num_chains: int, num_temperatures: int, num_leapfrog: int) -> None:
+def _checked(
+    owner: str, num_chains: int, num_temperatures: int, num_leapfrog: int
+) -> tuple[int, int, int]:
+    num_chains, num_temperatures, num_leapfrog = wholes(
+        owner,
+        num_chains=num_chains,
+        num_temperatures=num_temperatures,
+        num_leapfrog=num_leapfrog,
+    )
     if num_chains < _MIN_CHAINS or num_temperatures < 1 or num_leapfrog < 1:
         raise ValueError(
             f"{owner}: expected num_chains >= 2, num_temperatures >= 1 and num_leapfrog >= 1; got "
             f"{num_chains}, {num_temperatures} and {num_leapfrog}. Write: num_chains=64, "
             "num_temperatures=100, num_leapfrog=5."
         )
+    return num_chains, num_temperatures, num_leapfrog

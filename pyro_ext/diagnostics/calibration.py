@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_ext.autoguide import AutoAmortized, AutoJoint, AutoPerDatapoint, AutoSemiAmortized
 from pyro_ext.diagnostics._arviz import build_tree
-from pyro_ext.diagnostics._passes import inspect, progress
+from pyro_ext.diagnostics._passes import inspect, progress, wholes
 from pyro_ext.diagnostics._refined import refined
 from pyro_ext.diagnostics._simulate import simulate
 from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
@@ -160,6 +160,9 @@ def sbc(
         >>> sbc(exact.model, exact.guide, exact.x, seed=0).verdict
         'no fault found in 200 simulations'
     """
+    num_simulations, num_draws = wholes(
+        "sbc", num_simulations=num_simulations, num_draws=num_draws
+    )
     if num_simulations < 2 or num_draws < 2:
         raise ValueError(
             f"sbc: expected num_simulations >= 2 and num_draws >= 2; got {num_simulations} and "

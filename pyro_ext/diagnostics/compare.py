@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pyro_ext.autoguide import AutoJoint, AutoPerDatapoint, AutoSemiAmortized
 from pyro_ext.autoguide.guide import PackedGuide
-from pyro_ext.diagnostics._passes import inspect, points_of, progress
+from pyro_ext.diagnostics._passes import inspect, points_of, progress, wholes
 from pyro_ext.diagnostics._reference import distance, to_reference
 from pyro_ext.diagnostics._result import Result
 from pyro_ext.diagnostics._target import Fitted, resolve, undisturbed
@@ -94,10 +94,14 @@ def compare(
                 f"compare: expected '{name}' to be a run, what px.fit returns; got "
                 f"{type(run).__name__}. Write: px.compare({{'{name}': px.fit(...)}})."
             )
+    num_samples, num_simulations = wholes(
+        "compare", num_samples=num_samples, num_simulations=num_simulations
+    )
     found = None if reference is None else to_reference(reference)
     if num_particles is None:
         local = any(_is_local(run, seed) for run in runs.values())
         num_particles = num_samples if local else min(_JOINT_PARTICLES, num_samples)
+    (num_particles,) = wholes("compare", num_particles=num_particles)
     if not 1 <= num_particles <= num_samples:
         raise ValueError(
             f"compare: expected 1 <= num_particles <= num_samples; got {num_particles} and "

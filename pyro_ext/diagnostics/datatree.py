@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_ext.diagnostics._arviz import build_tree
-from pyro_ext.diagnostics._passes import Layout, inspect, joint_weights, progress
+from pyro_ext.diagnostics._passes import Layout, check_draws, inspect, joint_weights, progress
 from pyro_ext.diagnostics._record import Record, predict, record, value_sites
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 from pyro_ext.diagnostics._types import Array, DataTree
@@ -70,10 +70,7 @@ def to_datatree(
         >>> dict(tree["posterior"]["z"].sizes)
         {'chain': 1, 'draw': 100, 'data': 2}
     """
-    if num_samples < 1:
-        raise ValueError(
-            f"to_datatree: expected num_samples >= 1; got {num_samples}. Write: num_samples=1000."
-        )
+    num_samples = check_draws("to_datatree", num_samples, 1)
     target = resolve("to_datatree", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)

@@ -114,7 +114,7 @@ def distances(
         seed: Seed of draws, projections, permutations and splits.
 
     Raises:
-        ValueError: If they share no variable, or their shapes differ.
+        ValueError: If there are too few draws, they share no variable, or their shapes differ.
 
     References:
         A Kernel Two-Sample Test (Gretton et al., 2012) | https://jmlr.org/papers/v13/gretton12a.html
@@ -127,7 +127,14 @@ def distances(
         >>> bool(0.45 < found.marginals.worst_sd_ratio < 0.55), found.mmd.p_value < 0.01
         (True, True)
     """
-    return measure(_tree(posterior, num_samples, seed), to_reference(reference), seed)
+    tree = _tree(posterior, num_samples, seed)
+    count = tree["posterior"].sizes["chain"] * tree["posterior"].sizes["draw"]
+    if count < _MIN_DRAWS:
+        raise ValueError(
+            f"distances: expected {_MIN_DRAWS} draws or more of the posterior; got {count}. "
+            "Write: px.distances(run, reference), or {'mu': mu} with mu of shape (draws, ...)."
+        )
+    return measure(tree, to_reference(reference), seed)
 
 
 def measure(tree: DataTree, reference: Reference, seed: int) -> Distances:

@@ -17,6 +17,7 @@ from pyro_ext.diagnostics._passes import (
     joint_weights,
     local_weights,
     progress,
+    wholes,
 )
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
 
@@ -143,6 +144,9 @@ def evidence(
         >>> print(evidence(exact.model, exact.guide, exact.x, num_particles=100).elbo.value)
         -3.53...
     """
+    num_particles, num_repeats = wholes(
+        "evidence", num_particles=num_particles, num_repeats=num_repeats
+    )
     if num_particles < 1 or num_repeats < 1:
         raise ValueError(
             f"evidence: expected num_particles >= 1 and num_repeats >= 1; got {num_particles} and "

@@ -149,7 +149,7 @@ def gaps(
         >>> round(found.share, 2)
         1.0
     """
-    check_draws("gaps", num_samples, MIN_DRAWS if log_evidence is None else 2)
+    num_samples = check_draws("gaps", num_samples, MIN_DRAWS if log_evidence is None else 2)
     target = resolve("gaps", model, guide, args, kwargs)
     seconds = getattr(model, "seconds", None) if guide is None else None
     seed = int(torch.randint(2**31, (), generator=_fork())) if seed is None else seed

@@ -51,7 +51,7 @@ def k_hat_joint(
         >>> k_hat_joint(exact.model, exact.guide, exact.x, num_samples=100).verdict
         'good'
     """
-    check_draws("k_hat_joint", num_samples, MIN_DRAWS)
+    num_samples = check_draws("k_hat_joint", num_samples, MIN_DRAWS)
     target = resolve("k_hat_joint", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)
@@ -95,7 +95,7 @@ def k_hat_per_datapoint(
         >>> k_hat_per_datapoint(exact.model, exact.guide, exact.x, num_samples=100).values.shape
         torch.Size([5])
     """
-    check_draws("k_hat_per_datapoint", num_samples, MIN_DRAWS)
+    num_samples = check_draws("k_hat_per_datapoint", num_samples, MIN_DRAWS)
     target = resolve("k_hat_per_datapoint", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)

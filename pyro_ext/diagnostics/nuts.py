@@ -9,6 +9,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from torch import Tensor
 
+from pyro_ext.diagnostics._passes import wholes
 from pyro_ext.diagnostics._target import Target, undisturbed
 from pyro_ext.diagnostics._types import DataTree
 from pyro_ext.diagnostics.datatree import from_mcmc
@@ -67,10 +68,18 @@ def nuts(
         >>> dict(tree["posterior"]["mu"].sizes)
         {'chain': 2, 'draw': 20}
     """
-    if num_samples < 1 or num_chains < 1:
+    num_samples, warmup_steps, num_chains, seed = wholes(
+        "nuts",
+        num_samples=num_samples,
+        warmup_steps=warmup_steps,
+        num_chains=num_chains,
+        seed=seed,
+    )
+    if num_samples < 1 or num_chains < 1 or warmup_steps < 0:
         raise ValueError(
-            f"nuts: expected num_samples >= 1 and num_chains >= 1; got {num_samples} and "
-            f"{num_chains}. Write: num_samples=1000, num_chains=2."
+            f"nuts: expected num_samples >= 1, num_chains >= 1 and warmup_steps >= 0; got "
+            f"{num_samples}, {num_chains} and {warmup_steps}. Write: num_samples=1000, "
+            "num_chains=2, warmup_steps=1000."
         )
     target = Target(model, model, args, kwargs)
     parts: list[dict[str, Tensor]] = []

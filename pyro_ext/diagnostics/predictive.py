@@ -15,10 +15,12 @@ from pyro_ext.bounds import iwae
 from pyro_ext.diagnostics._arviz import build_tree, tree_dim, tree_name
 from pyro_ext.diagnostics._passes import (
     Layout,
+    check_draws,
     inspect,
     pairs_per_pass,
     progress,
     sizes_of_passes,
+    wholes,
 )
 from pyro_ext.diagnostics._record import aligned, is_fixed
 from pyro_ext.diagnostics._target import Fitted, Target, resolve, undisturbed
@@ -159,6 +161,9 @@ def marginal_log_likelihood(
         {'chain': 1, 'draw': 10, 'data': 3}
     """
     target = resolve("marginal_log_likelihood", model, guide, args, kwargs)
+    num_samples, num_inner = wholes(
+        "marginal_log_likelihood", num_samples=num_samples, num_inner=num_inner
+    )
     if num_inner < 2:
         raise ValueError(
             f"marginal_log_likelihood: expected num_inner >= 2; got {num_inner}. Write: "
@@ -229,7 +234,9 @@ def importance_resample(
             "Fit for longer, or write: family=px.Flow().",
             stacklevel=2,
         )
-    count = len(log_w) if num_samples is None else num_samples
+    count = len(log_w)
+    if num_samples is not None:
+        count = check_draws("importance_resample", num_samples, 1)
     generator = torch.Generator().manual_seed(seed)
     # Systematic: one uniform number places all of them, with little noise of its own.
     shift = torch.rand((), generator=generator, dtype=torch.float64)

@@ -137,7 +137,7 @@ def rates(
         >>> int(found.active.sum()), round(found.elbo, 2)
         (1, -3.53)
     """
-    check_draws("rates", num_samples, 2)
+    num_samples = check_draws("rates", num_samples, 2)
     target = resolve("rates", model, guide, args, kwargs)
     with undisturbed(target, seed) as plates:
         layout = inspect(target, plates)

@@ -35,8 +35,12 @@ def one():
             lambda: px.gaps(RUN, log_evidence=torch.zeros(5), num_samples=1),
             "gaps: .*num_samples >= 2; got 1",
         ),
-        (lambda: px.nuts(one, num_samples=0), "nuts: .*got 0 and 2. Write: num_samples=1000"),
-        (lambda: px.nuts(one, num_chains=0), "nuts: .*got 1000 and 0"),
+        (lambda: px.nuts(one, num_samples=0), "nuts: .*got 0, 2 and 1000. Write: num_samples"),
+        (lambda: px.nuts(one, num_chains=0), "nuts: .*got 1000, 0 and 1000"),
+        (lambda: px.nuts(one, warmup_steps=-1), "nuts: .*warmup_steps >= 0; got 1000, 2 and -1"),
+        (lambda: px.importance_resample(px.to_datatree(*PAIR), 0), "num_samples >= 1; got 0"),
+        (lambda: px.distances({"z": torch.zeros(1)}, {"z": (0.0, 1.0)}), "10 draws or .*got 1"),
+        (lambda: px.k_hat(torch.tensor(1.0)), r"25 particles in the first dim; got shape \(\)"),
         (lambda: px.bdmc(*PAIR, start="posterior"), "bdmc: expected start to be 'guide' or"),
     ],
 )
@@ -65,3 +69,26 @@ def test_numbers_and_names(call, message):
 def test_objects_of_another_kind(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+NUMBERS = {
+    "k_hat_joint": lambda n: px.k_hat_joint(*PAIR, num_samples=n),
+    "k_hat_per_datapoint": lambda n: px.k_hat_per_datapoint(*PAIR, num_samples=n),
+    "evidence": lambda n: px.evidence(*PAIR, num_particles=n, num_repeats=1, seed=n),
+    "ais": lambda n: px.ais(*PAIR, num_chains=4, num_temperatures=n, num_leapfrog=1),
+    "rates": lambda n: px.rates(*PAIR, num_samples=n, chunk_size=n),
+    "gaps": lambda n: px.gaps(RUN, num_samples=n, num_steps=2),
+    "sbc": lambda n: px.sbc(*PAIR, num_simulations=n, num_draws=9),
+    "to_datatree": lambda n: px.to_datatree(*PAIR, num_samples=n),
+    "nuts": lambda n: px.nuts(one, num_samples=n, warmup_steps=2),
+    "compare": lambda n: px.compare({"a": RUN}, num_samples=n),
+    "importance_resample": lambda n: px.importance_resample(px.to_datatree(*PAIR), n),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*not to be trusted")
+@pytest.mark.parametrize("owner", NUMBERS)
+def test_numbers_are_whole_whatever_their_type(owner):
+    assert repr(NUMBERS[owner](3e1)) is not None
+    with pytest.raises(TypeError, match=r"to be a whole number; got 30\.5\. Write"):
+        NUMBERS[owner](30.5)

@@ -140,6 +140,35 @@ class Packing:
         )
         return torch.cat(parts, dim=-1), torch.stack(log_dets).sum(0)
 
+    def check(self, values: dict[str, Tensor], size: int | None) -> None:
+        """Raise if values do not have the shapes of their sites, after sample dims of one shape.
+
+        Args:
+            values: Constrained value of each site.
+            size: Number of elements of the data plate, or None if there is none.
+
+        Raises:
+            ValueError: If they do not; the message names the site.
+        """
+        samples = set()
+        for site in self.sites:
+            value: Any = values[site.name]
+            own = tuple(self._batch_shape(site, size)[self.nesting - site.nesting :])
+            own += tuple(site.event_shape)
+            got = tuple(value.shape) if isinstance(value, Tensor) else ()
+            samples.add(got[: len(got) - len(own)])
+            if not isinstance(value, Tensor) or got[len(got) - len(own) :] != own:
+                samples.clear()
+            if len(samples) != 1:
+                sizes = ", ".join(["*sample", *map(str, own)])
+                what = got if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"log_prob: expected site '{site.name}' to have a tensor of shape ({sizes}), "
+                    f"with the sample dims of the other sites; got {what}. Write: guide.log_prob("
+                    f"{{'{site.name}': value, ...}}, *args) with one value for each element of "
+                    "the site's plates."
+                )
+
     def align(self, values: dict[str, Tensor], leading: int) -> dict[str, Tensor]:
         """Drop the batch dims that a site does not have, after ``leading`` sample dims.
 

@@ -1,7 +1,7 @@
 """What a fitted guide says about each latent: its density, draws, medians and quantiles."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_ext._precision import in_full_precision
+from pyro_ext._whole import whole
 from pyro_ext.autoguide.group import Group
 from pyro_ext.autoguide.module import GuideModule
 from pyro_ext.autoguide.plates import Batch
@@ -58,7 +59,7 @@ class SummarizedGuide(GuideModule):
             Log density, summed over plates, shape ``sample``.
 
         Raises:
-            ValueError: If a site is missing.
+            ValueError: If a site is missing, or has another shape.
         """
         self.setup(*args, **kwargs)
         self._check_sites(latents)
@@ -66,6 +67,7 @@ class SummarizedGuide(GuideModule):
         total: list[Tensor] = []
         given: Tensor | None = None
         for group in self.groups:
+            group.packing.check(latents, None if batch is None else batch.size)
             z, log_det = group.packing.pack(latents)
             params = self._params(group, batch, args, kwargs)
             posterior = self._posterior(group, params, group.packing.lift(given))
@@ -86,7 +88,16 @@ class SummarizedGuide(GuideModule):
 
         Returns:
             Constrained values, each of shape ``(S, *site)``.
+
+        Raises:
+            TypeError: If the number of draws is no whole number.
         """
+        call = "guide.sample_posterior(1000, *args)"
+        num_samples = whole(num_samples, "num_samples", write=call, owner="sample_posterior")
+        if num_samples < 0:
+            raise ValueError(
+                f"sample_posterior: expected num_samples >= 0; got {num_samples}. Write: {call}."
+            )
         self.setup(*args, **kwargs)
         return self._summarize(
             # What is given brings its own sample dim.
@@ -135,16 +146,18 @@ class SummarizedGuide(GuideModule):
         Raises:
             ValueError: If a probability is outside (0, 1).
         """
-        outside = [q for q in quantiles if not 0 < q < 1]
-        if outside:
+        probs = list(quantiles) if isinstance(quantiles, Iterable) else [quantiles]
+        outside = [q for q in probs if not 0 < q < 1]
+        if outside or not probs or not isinstance(quantiles, Iterable):
             raise ValueError(
-                f"quantiles: expected probabilities in (0, 1); got {outside}. "
+                f"quantiles: expected a list of probabilities in (0, 1); got "
+                f"{outside or quantiles}. "
                 "Write: guide.quantiles([0.05, 0.5, 0.95], *args)."
             )
         self.setup(*args, **kwargs)
         found = self._summarize(
             lambda group, posterior: torch.stack(
-                [group.family.quantile(posterior, q) for q in quantiles]
+                [group.family.quantile(posterior, q) for q in probs]
             ),
             1,
             args,
@@ -156,7 +169,7 @@ class SummarizedGuide(GuideModule):
                 draws = self.sample_posterior(_DRAWS, *args, **kwargs)
             for name in mixed:
                 rows = draws[name].sort(dim=0).values
-                found[name] = torch.stack([quantile_of_sorted(rows, q) for q in quantiles])
+                found[name] = torch.stack([quantile_of_sorted(rows, q) for q in probs])
         return found
 
     def _summarize(

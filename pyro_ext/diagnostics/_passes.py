@@ -14,10 +14,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_ext._progress import hidden
+from pyro_ext._whole import whole
 from pyro_ext.diagnostics._target import Target, WholePlates
 from pyro_ext.minibatch import MiniBatch, has_rows, rows_of
 from pyro_ext.structure import is_delta, sample_sites
-from pyro_ext.training.checks import whole
 from pyro_ext.weights import LogWeights, log_weights
 
 __all__ = [

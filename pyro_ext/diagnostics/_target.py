@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from pyro_ext._checks import Pair
 from pyro_ext._modules import evaluated
-from pyro_ext.training.checks import whole
+from pyro_ext._whole import whole
 from pyro_ext.training.compiled.walk import in_sight
 
 __all__ = ["Fitted", "Target", "WholePlates", "resolve", "undisturbed"]

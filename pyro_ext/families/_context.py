@@ -3,18 +3,21 @@
 import torch
 from torch import Tensor, nn
 
+from pyro_ext._whole import whole
 from pyro_ext.families._fixed import fixed_normal
 
 __all__ = ["average_last", "check_context", "initial_context", "join_context", "zero_last"]
 
 
-def check_context(owner: str, context: int) -> None:
-    """Raise if the size of the context is negative."""
+def check_context(owner: str, context: int) -> int:
+    """Return the size of the context as an int; raise if it is negative."""
+    context = whole(context, "context", write="context=8", owner=owner)
     if context < 0:
         raise ValueError(
             f"{owner}: expected a context of size >= 0; got {context}. Write: context=8, or leave "
             "it out if all π share one shape of distribution."
         )
+    return context
 
 
 def initial_context(size: int, loc: Tensor) -> Tensor:

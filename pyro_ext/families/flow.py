@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_ext._whole import whole
 from pyro_ext.families._context import check_context, initial_context
 from pyro_ext.families._steps import LayerSpec
 from pyro_ext.families.affine import Affine
@@ -114,7 +115,10 @@ class Flow(Family):
         object.__setattr__(self, "hidden", tuple(self.hidden))
         if not isinstance(self.kind, str):
             object.__setattr__(self, "kind", tuple(self.kind))
-        check_context("Flow", self.context)
+        object.__setattr__(self, "context", check_context("Flow", self.context))
+        for option, write in (("num_bins", "num_bins=8"), ("num_transforms", "num_transforms=3")):
+            if (given := getattr(self, option)) is not None:
+                object.__setattr__(self, option, whole(given, option, write=write, owner="Flow"))
         unknown = [name for name in self._names if name not in KINDS]
         if unknown or not self._names:
             raise ValueError(

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Size, Tensor
 from torch.nn.functional import normalize
 
+from pyro_ext._whole import whole
 from pyro_ext.families._fixed import fixed_normal
 from pyro_ext.families.affine_family import AffineFamily
 from pyro_ext.families.family import inverse_positive, positive
@@ -106,7 +107,10 @@ class Householder(AffineFamily):
 
     def __post_init__(self) -> None:
         """Check the number of reflections."""
-        if self.num_reflections < 1:
+        write = "px.Householder(num_reflections=2)"
+        count = whole(self.num_reflections, "num_reflections", write=write, owner="Householder")
+        object.__setattr__(self, "num_reflections", count)
+        if count < 1:
             raise ValueError(
                 f"Householder: expected num_reflections >= 1; got {self.num_reflections}. Write: "
                 "px.Householder(num_reflections=2), or px.Diagonal() for independent latents."

@@ -10,6 +10,7 @@ from pyro.distributions import TorchDistribution
 from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_ext._whole import whole
 from pyro_ext.families._context import check_context, initial_context, join_context, zero_last
 from pyro_ext.families.family import Family, inverse_positive, positive
 from pyro_ext.nn import MLP
@@ -61,7 +62,10 @@ class Implicit(Family):
         """Check the sizes."""
         check_widths("Implicit", "hidden", self.hidden)
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        check_context("Implicit", self.context)
+        object.__setattr__(self, "context", check_context("Implicit", self.context))
+        if self.noise_dim is not None:
+            noise_dim = whole(self.noise_dim, "noise_dim", write="px.Implicit()", owner="Implicit")
+            object.__setattr__(self, "noise_dim", noise_dim)
         if self.noise_dim is not None and self.noise_dim < 1:
             raise ValueError(
                 f"Implicit: expected noise_dim >= 1; got {self.noise_dim}. Write: px.Implicit(), "

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_ext._whole import whole
 from pyro_ext.families._fixed import fixed_normal
 from pyro_ext.families.affine_family import normal_quantile
 from pyro_ext.families.family import Family, inverse_positive, positive
@@ -54,7 +55,9 @@ class LowRank(Family):
 
     def __post_init__(self) -> None:
         """Check the rank."""
-        if self.rank < 1:
+        rank = whole(self.rank, "rank", write="px.LowRank(rank=2)", owner="LowRank")
+        object.__setattr__(self, "rank", rank)
+        if rank < 1:
             raise ValueError(
                 f"LowRank: expected rank >= 1; got {self.rank}. Write: px.LowRank(rank=2), or "
                 "px.Diagonal() for independent latents."

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_ext._strata import Stratified
+from pyro_ext._whole import whole
 from pyro_ext.families._fixed import fixed_normal
 from pyro_ext.families.affine_normal import AffineNormal
 from pyro_ext.families.family import Family, check_family
@@ -166,8 +167,10 @@ class Mixture(Family):
 
     def __post_init__(self) -> None:
         """Check base and number."""
-        count = self.num_components
         check_family("Mixture", "base", self.base)
+        write = f"px.Mixture({self.base!r}, num_components=2)"
+        count = whole(self.num_components, "num_components", write=write, owner="Mixture")
+        object.__setattr__(self, "num_components", count)
         if isinstance(self.base, Mixture):
             raise ValueError(
                 f"Mixture: expected components that are no mixtures; got {self.base!r}. Write: "

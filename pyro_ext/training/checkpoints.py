@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyro_ext.training.checks import whole
+from pyro_ext._whole import whole
 from pyro_ext.training.files import DamagedFile, read, unreadable, write
 
 __all__ = ["Checkpoints"]

@@ -1,36 +1,12 @@
 """What ``fit`` is given: numbers, a loss, an optimizer, a schedule, and functions to call."""
 
-import operator
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.callbacks import Callback
 
-__all__ = ["check_functions", "check_kind", "check_loss", "checked_callbacks", "whole"]
-
-
-def whole(number: Any, name: str, *, write: str, owner: str = "fit") -> int:
-    """Return a number of steps, rows or the like as an int, ``1e4`` and NumPy's, too.
-
-    Args:
-        number: What was given.
-        name: Name of the option.
-        write: The line to write instead.
-        owner: Whose option it is.
-
-    Raises:
-        TypeError: If it is no whole number.
-    """
-    if isinstance(number, float) and number.is_integer():
-        return int(number)
-    if not isinstance(number, bool):
-        with suppress(TypeError):
-            return operator.index(number)
-    raise TypeError(
-        f"{owner}: expected {name} to be a whole number; got {number!r}. Write: {write}."
-    )
+__all__ = ["check_functions", "check_kind", "check_loss", "checked_callbacks"]
 
 
 def check_kind(given: Any, kinds: tuple[type, ...], expected: str, write: str) -> None:

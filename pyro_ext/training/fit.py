@@ -9,6 +9,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
+from pyro_ext._whole import whole
 from pyro_ext.autoguide import AutoJoint
 from pyro_ext.families import Family
 from pyro_ext.losses import ELBO
@@ -22,7 +23,6 @@ from pyro_ext.training.checks import (
     check_kind,
     check_loss,
     checked_callbacks,
-    whole,
 )
 from pyro_ext.training.compiled.optimizer import Factory
 from pyro_ext.training.compiled.private import flatten, unflatten

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pyro_ext._checks import Pair
 from pyro_ext._modules import evaluated
+from pyro_ext._whole import whole
 from pyro_ext.losses import Annealed
 from pyro_ext.losses.loss import BoundLoss
 from pyro_ext.training.batches import told_rows
-from pyro_ext.training.checks import whole
 from pyro_ext.training.compiled.walk import in_sight
 from pyro_ext.training.history import History
 from pyro_ext.training.loader import loader_in

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 
 from pyro_ext._errors import out_of_memory
+from pyro_ext._whole import whole
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.training.checks import whole
 from pyro_ext.training.randomness import get_random, set_random
 
 __all__ = ["Chunks"]

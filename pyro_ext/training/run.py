@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from pyro_ext._cited import Cited, references_of
+from pyro_ext._whole import whole
 from pyro_ext.autoguide.guide import PackedGuide
 from pyro_ext.losses.loss import BoundLoss
-from pyro_ext.training.checks import whole
 from pyro_ext.training.loader import loader_in
 from pyro_ext.weights import log_weights
 

@@ -165,6 +165,43 @@ def test_quantiles_outside(build, prob):
         build(local).quantiles([0.5, prob], X)
 
 
+@EVERY_GUIDE
+@pytest.mark.parametrize("quantiles", [[], 0.5])
+def test_no_list_of_quantiles(build, quantiles):
+    with pytest.raises(ValueError, match=r"list of probabilities in \(0, 1\); got .*Write: guide"):
+        build(local).quantiles(quantiles, X)
+
+
+@EVERY_GUIDE
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (5, 1)])
+def test_log_prob_of_another_shape(build, shape):
+    """One value is not spread over all data."""
+    with pytest.raises(ValueError, match=r"'z' .*shape \(\*sample, 5\), with .*Write: guide.log"):
+        build(local).log_prob({"z": torch.zeros(shape)}, X)
+    assert build(local).log_prob({"z": torch.zeros(3, 2, 5)}, X).shape == (3, 2)
+
+
+def test_log_prob_of_sites_with_other_sample_dims():
+    def two():
+        pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("b", dist.Normal(0.0, 1.0))
+
+    guide = px.AutoJoint(two)
+    with pytest.raises(ValueError, match=r"'b' .*shape \(\*sample\), with .*got \(3,\)"):
+        guide.log_prob({"a": torch.zeros(2), "b": torch.zeros(3)})
+    with pytest.raises(ValueError, match=r"'a' .*; got float. Write"):
+        guide.log_prob({"a": 0.5, "b": torch.zeros(())})
+
+
+@EVERY_GUIDE
+def test_number_of_draws(build):
+    with pytest.raises(TypeError, match=r"to be a whole number; got 2.5. Write: guide"):
+        build(local).sample_posterior(2.5, X)
+    with pytest.raises(ValueError, match=r"num_samples >= 0; got -1. Write: guide"):
+        build(local).sample_posterior(-1, X)
+    assert build(local).sample_posterior(1e1, X)["z"].shape == (10, 5)
+
+
 @pytest.mark.parametrize("build", [per_datapoint, amortized])
 def test_a_model_that_loses_its_plate(build):
     def model(x):

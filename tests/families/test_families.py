@@ -217,3 +217,21 @@ def test_families_are_values():
     assert px.Diagonal() == px.Diagonal()
     assert px.FullCovariance() != px.FullCovariance("dense")
     assert {px.Diagonal(), px.Diagonal()} == {px.Diagonal()}
+
+
+SIZES = {
+    "rank": lambda n: px.LowRank(rank=n),
+    "num_reflections": lambda n: Householder(num_reflections=n),
+    "num_components": lambda n: px.Mixture(px.Diagonal(), num_components=n),
+    "num_bins": lambda n: px.Flow("nsf", num_bins=n),
+    "num_transforms": lambda n: px.Flow("nsf", num_transforms=n),
+    "context": lambda n: px.Flow("nsf", context=n),
+    "noise_dim": lambda n: px.Implicit(noise_dim=n),
+}
+
+
+@pytest.mark.parametrize("option", SIZES)
+def test_sizes_are_whole_numbers(option):
+    with pytest.raises(TypeError, match=rf"{option} to be a whole number; got 2.5. Write"):
+        SIZES[option](2.5)
+    assert repr(SIZES[option](2.0)) == repr(SIZES[option](2))

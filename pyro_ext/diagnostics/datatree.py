@@ -314,6 +314,13 @@ def _tree(
             f"Write: dims={{'{sorted(into.plates)[0]}': [...]}}."
         )
     named = {name: _dim_names(name, into, dims.get(name)) for name in into.plates}
+    for name, own in named.items():
+        if taken := [dim for dim in own if dim in into.plates or own.count(dim) > 1]:
+            free = [f"{dim}_{i}" for i, dim in enumerate(own)]
+            raise ValueError(
+                f"dims: expected names for the dims of '{name}' that are no variables, each once; "
+                f"got {taken}. Write: dims={{'{name}': {free}}}."
+            )
     for group, variables in groups.items():
         lead = 0 if "data" in group else 2
         for name, values in variables.items():

@@ -262,6 +262,7 @@ def _prior_draws(target: Target) -> Tensor:
 
 def _overlap(draws: Tensor) -> Tensor:
     """Return each row's largest Bhattacharyya coefficient with another, as normals."""
+    draws = draws / draws.var(0).mean(0).sqrt().clamp(min=1e-300)  # the ridge knows no units
     centre = draws.mean(0)
     centred = draws - centre
     covariance = torch.einsum("sni,snj->nij", centred, centred) / (len(draws) - 1)

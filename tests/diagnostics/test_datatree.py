@@ -245,6 +245,14 @@ def test_from_draws():
         ),
         (lambda: from_draws({"a": torch.zeros(3)}, coords={"d": [1]}), r"got \['d'\]"),
         (
+            lambda: from_draws({"a": torch.zeros(3, 2), "s": torch.zeros(3)}, dims={"a": ["s"]}),
+            r"no variables, each once; got \['s'\]. Write: dims={'a': \['s_0'\]}",
+        ),
+        (
+            lambda: from_draws({"a": torch.zeros(3, 2, 2)}, dims={"a": ["d", "d"]}),
+            r"no variables, each once; got \['d', 'd'\]",
+        ),
+        (
             lambda: to_datatree(EXACT.model, EXACT.guide, EXACT.x, num_samples=0),
             "num_samples >= 1",
         ),

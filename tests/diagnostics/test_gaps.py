@@ -242,6 +242,24 @@ def test_kl_to_a_prior_of_each_datum(chunk_size):
     torch.testing.assert_close(found.kl, expected.expand(1), rtol=0, atol=0.05)
 
 
+def test_overlap_has_no_units():
+    def pair(unit):
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", pyro.distributions.Normal(0.0, unit))
+                pyro.sample("x", pyro.distributions.Normal(z, unit), obs=x)
+
+        def guide(x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", pyro.distributions.Normal(x / 2, 0.5**0.5 * unit))
+
+        return model, guide, 3 * unit * torch.arange(5.0)
+
+    large, small = (rates(*pair(unit), num_samples=100, seed=0) for unit in (1.0, 1e-8))
+    torch.testing.assert_close(small.neighbour_overlap, large.neighbour_overlap)
+    assert large.neighbour_overlap.max() < 0.8
+
+
 def test_what_has_no_kl_in_closed_form_is_not_printed():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -160,7 +160,7 @@ def _event_dim(site: Any, nesting: int, count: int) -> int:
     if not site["infer"].get("_deterministic", False) or event_dim < value.dim():
         return int(event_dim)
     fits = (
-        e for e in range(value.dim()) if _fits(tuple(value.shape), e, site, nesting + 1, count)
+        e for e in range(value.dim() + 1) if _fits(tuple(value.shape), e, site, nesting + 1, count)
     )
     return next(fits, max(value.dim() - nesting - 1, 0))
 

@@ -112,10 +112,19 @@ def loo(
             f"guide's draws the others vanish ({joint}). Look whether the fit has converged.",
             stacklevel=2,
         )
-    with np.errstate(divide="ignore", invalid="ignore"):  # pareto_k of a tail that underflows
-        return loo_approximate_posterior(
-            tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=var_name
-        )
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):  # pareto_k of a tail that underflows
+            return loo_approximate_posterior(
+                tree, stats["log_p"], stats["log_q"], pointwise=True, var_name=var_name
+            )
+    except ValueError as error:
+        if "tail values" not in str(error):
+            raise
+        raise ValueError(
+            "loo: expected draws whose largest weights differ, for a tail to be fitted to them; "
+            "got ties, as of discrete latents with few values. Write: px.evidence(run), without "
+            "a row and with it, for log p(x_i | x_-i)."
+        ) from error
 
 
 def marginal_log_likelihood(

@@ -263,6 +263,22 @@ def test_bad_input_raises(call, message):
         call()
 
 
+@pytest.mark.parametrize("num_samples", [1, 2, 4])
+def test_constants_and_vectors_of_a_scalar(num_samples):
+    """Their dims are not those of a plate, nor of the draws."""
+
+    def model():
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.deterministic("constant", torch.arange(3.0))
+        pyro.deterministic("vector", z.unsqueeze(-1) * torch.ones(3))
+
+    tree = to_datatree(model, px.AutoJoint(model), num_samples=num_samples, seed=0)
+    found = tree["posterior"]
+    assert (found["constant"].values == np.arange(3.0)).all()
+    assert (found["vector"].values == found["z"].values[..., None] * np.ones(3)).all()
+    assert found["constant"].shape == found["vector"].shape == (1, num_samples, 3)
+
+
 def test_what_is_no_mcmc_raises():
     with pytest.raises(TypeError, match="got dict"):
         from_mcmc({})

@@ -71,6 +71,19 @@ def test_objects_of_another_kind(call, message):
         call()
 
 
+def test_loo_of_ties():
+    def model(x):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("k", dist.Bernoulli(0.4))
+
+    with pytest.raises(ValueError, match=r"loo: expected .*; got ties, .*Write: px.evidence"):
+        px.loo(model, guide, EXACT.x, num_samples=200, seed=0)
+
+
 NUMBERS = {
     "k_hat_joint": lambda n: px.k_hat_joint(*PAIR, num_samples=n),
     "k_hat_per_datapoint": lambda n: px.k_hat_per_datapoint(*PAIR, num_samples=n),

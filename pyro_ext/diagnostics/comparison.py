@@ -94,7 +94,8 @@ class Comparison:
     def to_markdown(self) -> str:
         """Return the table and the verdicts as Markdown."""
         cells = self._cells()
-        lines = ["| " + " | ".join(row) + " |" for row in cells]
+        escaped = ([cell.replace("|", "\\|") for cell in row] for row in cells)
+        lines = ["| " + " | ".join(row) + " |" for row in escaped]
         rule = "|" + "|".join(" --- " if i == 0 else " ---: " for i in range(len(cells[0]))) + "|"
         verdicts = [f"- {text}" for text in self.verdicts.values()]
         parts = [lines[0], rule, *lines[1:], "", *self._notes(), "", *verdicts, "", self.choice]

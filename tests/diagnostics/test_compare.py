@@ -386,3 +386,10 @@ def test_corrections_of_an_encoder_say_nothing_about_held_out_data():
     for size in (6, 4):  # as many data as the guide has corrections for, and others
         table = compare(runs, held_out=torch.randn(size), num_samples=50).table
         assert list(table["held-out ELBO"].isna()) == [False, True]
+
+
+def test_a_bar_in_a_name_is_no_column():
+    run = off()
+    lines = compare({"q(z | x)": run}, num_samples=50).to_markdown().splitlines()
+    assert lines[2].startswith("| q(z \\| x) | ")
+    assert lines[2].replace("\\|", "").count("|") == lines[0].count("|")

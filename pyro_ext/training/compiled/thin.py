@@ -111,7 +111,8 @@ def _unchanged(node: Node, *, copies: bool) -> Node | None:
         (given,) = given
     elif not (copies and _is_copy(node)) and node.target not in _VIEWS:
         return None
-    return given if _layout(given) == _layout(node) else None
+    known = "val" in given.meta  # torch 2.4 does not say what the tensors are that a graph holds
+    return given if known and _layout(given) == _layout(node) else None
 
 
 def _is_copy(node: Node) -> bool:

@@ -9,8 +9,9 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_ext._errors import out_of_memory
 from pyro_ext._precision import full_precision, is_half, widened
-from pyro_ext._unchecked import without_checks
+from pyro_ext._unchecked import is_unchecked, without_checks
 from pyro_ext.structure import plate_frames, sample_sites
 
 __all__ = ["check_shape", "score", "set_log_prob", "site_log_prob", "unmask", "unmask_drawn"]
@@ -39,7 +40,8 @@ def site_log_prob(site: Any) -> Tensor:
             fn = without_checks(site["fn"])
             log_prob = widened(fn.log_prob(value, *site["args"], **site["kwargs"]))
     except (ValueError, TypeError, RuntimeError) as error:
-        _explain_kind(site, error)
+        if not is_unchecked() and not out_of_memory(error):  # which another try may hide
+            _explain_kind(site, error)
         if isinstance(error, ValueError):
             raise ValueError(f"site '{name}': {error}") from error
         raise

@@ -87,7 +87,7 @@ class Elements:
                 f"{names} outside, others in the plates {plates}. Write: "
                 "px.Adversarial(joint=True) for one critic of all latents, on the full batch."
             )
-        self._structure = replace(structure, one_by_one=_one_by_one(structure, pair))
+        self._structure = replace(structure, one_by_one=_what_is_single(structure, pair))
         (home,) = homes
         kept = () if home is None else structure.local[home]
         self._axes = tuple(structure.nesting + dim for _, dim in kept)
@@ -132,7 +132,7 @@ class Elements:
         runs = one_by_one(self._structure, particles)
         as_guide = replace(pair, guide=model)
         with particle_plates(self._structure, particles):
-            _, trace = drawn(as_guide, runs) if runs is None else runs.drawn(as_guide)
+            _, trace = drawn(as_guide) if runs is None else runs.drawn(as_guide)
         return self._draws(trace, num)
 
     def _draws(self, trace: Trace, num: int) -> Draws:
@@ -245,7 +245,7 @@ def _uncoupled(structure: Structure, pair: Pair) -> Structure:
     return structure
 
 
-def _one_by_one(structure: Structure, pair: Pair) -> Literal["", "model", "pair"]:
+def _what_is_single(structure: Structure, pair: Pair) -> Literal["", "model", "pair"]:
     """Return what takes one draw at a time; the guide may be without a density to check it by."""
     if not discover(_with_prior(pair), joint=True, rerun="no", many=True).structure.one_by_one:
         return ""

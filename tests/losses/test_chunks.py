@@ -179,6 +179,25 @@ def test_a_model_that_draws_by_itself_is_refused():
         many()
 
 
+def test_counts_whose_density_needs_too_much_memory_say_so():
+    """Memory that is there again for a second try is no reason to blame the kind of the data."""
+
+    class Hungry(dist.Poisson):
+        def log_prob(self, value):
+            if not value.is_floating_point():
+                raise torch.OutOfMemoryError("too many")
+            return super().log_prob(value)
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", Hungry(z.exp()), obs=x)
+
+    guide = px.AutoJoint(model)
+    with pytest.raises(torch.OutOfMemoryError, match="too many"):
+        px.log_weights(model, guide, torch.tensor([1, 2]), num_particles=3)
+
+
 def test_gradients_by_rows_stay_sparse():
     model = NormalLocal.simulate(8).model
     guide = px.AutoPerDatapoint(model, sparse=True)
